@@ -1,0 +1,17 @@
+//! The pure bottom of deepcluster: ids, the run's spec, the epoch's state machine, seeds and scores.
+//!
+//! Nothing here reads a file, opens a socket or knows of libtorch, faiss, gRPC or JSON. Every other crate may use this
+//! one; it uses none of them.
+#![forbid(unsafe_code)]
+
+pub mod epoch;
+pub mod geometry;
+pub mod ids;
+pub mod scores;
+pub mod seeds;
+pub mod spec;
+
+pub use epoch::{EpochProgress, Step};
+pub use ids::{EpochId, RunId, ShardId};
+pub use seeds::{Purpose, Seeds};
+pub use spec::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, SpecError};

@@ -1,0 +1,316 @@
+//! What a run shall do: every choice of the recipe with its default, and the rules a choice must keep.
+
+use crate::geometry;
+use std::fmt;
+use std::str::FromStr;
+
+/// Momentum of the body's SGD (recipe, step 6). The top layer has none.
+pub const MOMENTUM: f64 = 0.9;
+
+/// Lloyd iterations of k-means (recipe, step 3).
+pub const KMEANS_ITERATIONS: u32 = 20;
+
+/// Declares an enum whose values have one spelling on the command line, in files and over the API.
+macro_rules! named_choice {
+    ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $name {
+            /// Every value, in order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The one spelling of this value.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = SpecError;
+
+            fn from_str(text: &str) -> Result<Self, SpecError> {
+                Self::ALL.iter().copied().find(|value| value.as_str() == text).ok_or_else(|| {
+                    let known: Vec<_> = Self::ALL.iter().map(|value| value.as_str()).collect();
+                    SpecError(format!("unknown {} '{text}': known are {}", $what, known.join(", ")))
+                })
+            }
+        }
+    };
+}
+
+named_choice!(
+    /// The convnets that can be trained.
+    Architecture, "architecture" {
+        /// 96-256-384-384-256 with batch norm, no local response norm.
+        AlexNet = "alexnet",
+        /// VGG-16 with batch norm.
+        Vgg16 = "vgg16",
+        /// torchvision's layout.
+        ResNet18 = "resnet18",
+        /// torchvision's layout.
+        ResNet50 = "resnet50",
+    }
+);
+
+named_choice!(
+    /// Arithmetic of the network's forward and backward pass; weights are always kept in f32.
+    Precision, "precision" {
+        /// bf16 on a GPU that has it, else f32.
+        Auto = "auto",
+        /// Single precision throughout.
+        F32 = "f32",
+        /// bf16 inside the layers, f32 for weights, batch-norm statistics and loss.
+        Bf16 = "bf16",
+    }
+);
+
+named_choice!(
+    /// How features are stored on the volume.
+    FeatureDtype, "feature type" {
+        /// Half precision: half the space, and more digits than clustering needs.
+        F16 = "f16",
+        /// Single precision, for features that leave the range of f16 (±65504).
+        F32 = "f32",
+    }
+);
+
+/// Where the network computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU when there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// One GPU by number; an error where it is missing.
+    Cuda(u32),
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let unknown = || SpecError(format!("unknown device '{text}': known are auto, cpu, cuda and cuda:N"));
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let index = text.strip_prefix("cuda:").ok_or_else(unknown)?;
+                index.parse().map(Self::Cuda).map_err(|_| unknown())
+            }
+        }
+    }
+}
+
+/// Number of clusters: given, or chosen from the number of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterCount {
+    /// min(10000, max(10, N / 50)).
+    Auto,
+    /// Exactly this many.
+    Fixed(u32),
+}
+
+impl ClusterCount {
+    /// The number of clusters for `readable` images.
+    ///
+    /// # Errors
+    /// When there are fewer readable images than clusters.
+    pub fn resolve(self, readable: usize) -> Result<u32, SpecError> {
+        let k = match self {
+            Self::Auto => (readable / 50).clamp(10, 10_000) as u32,
+            Self::Fixed(k) => k,
+        };
+        if (k as usize) > readable {
+            return Err(SpecError(format!("k = {k} is larger than the {readable} readable images")));
+        }
+        Ok(k)
+    }
+}
+
+impl fmt::Display for ClusterCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(k) => write!(f, "{k}"),
+        }
+    }
+}
+
+impl FromStr for ClusterCount {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Fixed).map_err(|_| SpecError(format!("k '{text}' is neither 'auto' nor a number"))),
+        }
+    }
+}
+
+/// Everything that decides what a run produces. Two runs of one spec on one CPU give the same bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunSpec {
+    /// Folder of images, relative to the images root of the services.
+    pub images: String,
+    /// Number of clusters.
+    pub k: ClusterCount,
+    /// Number of epochs, each one clustering and one pass of training.
+    pub epochs: u32,
+    /// The convnet.
+    pub architecture: Architecture,
+    /// Side of the square that the network sees, in pixels.
+    pub image_size: u32,
+    /// Whether a fixed Sobel filter takes the colour away first.
+    pub sobel: bool,
+    /// Images of one training step.
+    pub batch: u32,
+    /// Learning rate of both SGDs.
+    pub learning_rate: f64,
+    /// Weight decay of both SGDs.
+    pub weight_decay: f64,
+    /// Dimensions kept by PCA; at most the embedding's.
+    pub pca: u32,
+    /// Length of an epoch's training list ÷ number of readable images.
+    pub reassign: f64,
+    /// The seed from which every random number of the run follows.
+    pub seed: u64,
+    /// Where the network computes.
+    pub device: DeviceChoice,
+    /// Arithmetic of the network.
+    pub precision: Precision,
+    /// How features are stored.
+    pub feature_dtype: FeatureDtype,
+    /// The run fails when more than this share of the images cannot be read, in [0, 1].
+    pub max_skipped: f64,
+    /// Committed epochs that stay on the volume.
+    pub keep_epochs: u32,
+    /// Images of one shard.
+    pub shard_images: u32,
+}
+
+impl Default for RunSpec {
+    fn default() -> Self {
+        Self {
+            images: ".".to_owned(),
+            k: ClusterCount::Auto,
+            epochs: 100,
+            architecture: Architecture::AlexNet,
+            image_size: 224,
+            sobel: true,
+            batch: 256,
+            learning_rate: 0.05,
+            weight_decay: 1e-5,
+            pca: 256,
+            reassign: 1.0,
+            seed: 31,
+            device: DeviceChoice::Auto,
+            precision: Precision::Auto,
+            feature_dtype: FeatureDtype::F16,
+            max_skipped: 0.1,
+            keep_epochs: 3,
+            shard_images: 4096,
+        }
+    }
+}
+
+impl RunSpec {
+    /// Checks what can be checked without looking at the images.
+    ///
+    /// # Errors
+    /// One sentence that names every field that is out of its range.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let positive_number = |value: f64| value.is_finite() && value > 0.0;
+        let smallest = geometry::smallest_image(self.architecture);
+        let rules = [
+            (self.k != ClusterCount::Fixed(0) && self.k != ClusterCount::Fixed(1), "k must be at least 2".to_owned()),
+            (matches!(self.k, ClusterCount::Auto | ClusterCount::Fixed(0..=10_000_000)), "k must be at most 10000000".to_owned()),
+            (self.epochs >= 1 && self.epochs <= 9999, "epochs must lie between 1 and 9999".to_owned()),
+            (
+                self.image_size >= smallest,
+                format!("image size {} is too small for {}, which needs at least {smallest}", self.image_size, self.architecture),
+            ),
+            (self.image_size <= 4096, "image size must be at most 4096".to_owned()),
+            (self.batch >= 2 && self.batch <= 65_536, "batch must lie between 2 and 65536".to_owned()),
+            (positive_number(self.learning_rate), "learning rate must be a positive number".to_owned()),
+            (
+                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                "weight decay must be a number that is not negative".to_owned(),
+            ),
+            (self.pca >= 1, "pca must be at least 1".to_owned()),
+            (positive_number(self.reassign) && self.reassign <= 100.0, "reassign must lie between 0 and 100".to_owned()),
+            ((0.0..=1.0).contains(&self.max_skipped), "max-skipped must lie between 0 and 1".to_owned()),
+            (self.keep_epochs >= 1, "keep-epochs must be at least 1".to_owned()),
+            (self.shard_images >= 1 && self.shard_images <= 1_000_000, "shard-images must lie between 1 and 1000000".to_owned()),
+        ];
+        let broken: Vec<String> = rules.into_iter().filter(|(holds, _)| !holds).map(|(_, sentence)| sentence).collect();
+        if broken.is_empty() { Ok(()) } else { Err(SpecError(broken.join("; "))) }
+    }
+}
+
+/// A choice that is out of its range, as one sentence that names it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SpecError(pub String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k_follows_the_number_of_images() {
+        for (readable, k) in [(10, 10), (500, 10), (20_000, 400), (1_281_167, 10_000)] {
+            assert_eq!(ClusterCount::Auto.resolve(readable), Ok(k));
+        }
+        assert_eq!(ClusterCount::Fixed(7).resolve(7), Ok(7));
+        let error = ClusterCount::Fixed(8).resolve(7).unwrap_err();
+        assert_eq!(error.to_string(), "k = 8 is larger than the 7 readable images");
+        assert!(ClusterCount::Auto.resolve(9).is_err());
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_every_mistake_is_named_at_once() {
+        assert_eq!(RunSpec::default().validate(), Ok(()));
+        let spec = RunSpec {
+            image_size: 32,
+            batch: 0,
+            learning_rate: f64::NAN,
+            k: ClusterCount::Fixed(1),
+            ..RunSpec::default()
+        };
+        let sentence = spec.validate().unwrap_err().to_string();
+        for part in ["k must be", "image size 32 is too small for alexnet, which needs at least 63", "batch", "learning rate"] {
+            assert!(sentence.contains(part), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn names_have_one_spelling() {
+        for architecture in Architecture::ALL {
+            assert_eq!(architecture.as_str().parse(), Ok(*architecture));
+        }
+        assert_eq!("cuda:1".parse(), Ok(DeviceChoice::Cuda(1)));
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        assert!("gpu".parse::<DeviceChoice>().is_err());
+        let error = "lenet".parse::<Architecture>().unwrap_err();
+        assert_eq!(error.to_string(), "unknown architecture 'lenet': known are alexnet, vgg16, resnet18, resnet50");
+    }
+}

@@ -1,0 +1,127 @@
+//! Finding the images below a folder.
+
+use crate::decode::probe;
+use deepcluster_volume::image_list::ImageEntry;
+use rayon::prelude::*;
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Endings of files that are taken for images, in any case.
+const EXTENSIONS: [&str; 11] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "gif"];
+
+/// A folder that cannot be searched.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// It cannot be listed.
+    #[error("{0}: {1}")]
+    Io(PathBuf, io::Error),
+    /// It is something else.
+    #[error("{0} is not a folder")]
+    NotAFolder(PathBuf),
+    /// There is nothing in it.
+    #[error("{0} contains no images (looked for {known})", known = EXTENSIONS.join(", "))]
+    NoImages(PathBuf),
+}
+
+/// All images below `root`, sorted by the bytes of their paths, with their sizes; those whose header cannot be read are
+/// listed with the reason. Symlinks are followed, each folder is entered once on any one path.
+///
+/// # Errors
+/// When a folder cannot be listed, or there is not one image.
+pub fn find_images(root: &Path) -> Result<Vec<ImageEntry>, FindError> {
+    let metadata = fs::metadata(root).map_err(|error| FindError::Io(root.to_owned(), error))?;
+    if !metadata.is_dir() {
+        return Err(FindError::NotAFolder(root.to_owned()));
+    }
+    let mut paths = Vec::new();
+    walk(root, Path::new(""), &mut HashSet::new(), &mut paths)?;
+    if paths.is_empty() {
+        return Err(FindError::NoImages(root.to_owned()));
+    }
+    paths.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    Ok(paths.par_iter().map(|path| entry(root, path)).collect())
+}
+
+fn entry(root: &Path, relative: &Path) -> ImageEntry {
+    let path = relative.as_os_str().as_bytes().to_vec();
+    match probe(&root.join(relative)) {
+        Ok((bytes, width, height)) => ImageEntry { path, bytes, width, height, skipped: None },
+        Err(why) => {
+            let bytes = fs::metadata(root.join(relative)).map_or(0, |metadata| metadata.len());
+            ImageEntry { path, bytes, width: 0, height: 0, skipped: Some(why.to_string()) }
+        }
+    }
+}
+
+/// `above` holds the folders from the root to here, by device and inode, so that a symlink loop ends.
+fn walk(root: &Path, relative: &Path, above: &mut HashSet<(u64, u64)>, found: &mut Vec<PathBuf>) -> Result<(), FindError> {
+    let folder = root.join(relative);
+    let failed = |error| FindError::Io(folder.clone(), error);
+    let metadata = fs::metadata(&folder).map_err(failed)?;
+    let identity = (metadata.dev(), metadata.ino());
+    if !above.insert(identity) {
+        return Ok(());
+    }
+    for entry in fs::read_dir(&folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name.as_bytes().starts_with(b".") {
+            continue;
+        }
+        let child = relative.join(&name);
+        // A dangling link or a loop of links has no metadata: it is listed if its name says image, and skipped later.
+        if fs::metadata(root.join(&child)).is_ok_and(|metadata| metadata.is_dir()) {
+            walk(root, &child, above, found)?;
+        } else if has_image_extension(&child) {
+            found.push(child);
+        }
+    }
+    above.remove(&identity);
+    Ok(())
+}
+
+fn has_image_extension(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn nested_folders_links_and_odd_names_are_found_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let image = image::RgbImage::new(3, 2);
+        fs::create_dir_all(root.join("b/c")).unwrap();
+        image.save(root.join("b/c/one.PNG")).unwrap();
+        let odd = root.join(OsStr::from_bytes(b"caf\xe9.png"));
+        fs::copy(root.join("b/c/one.PNG"), &odd).unwrap();
+        symlink(root.join("b/c/one.PNG"), root.join("a-link.png")).unwrap();
+        symlink(root, root.join("b/loop")).unwrap();
+        symlink("nowhere", root.join("dangling.jpg")).unwrap();
+        fs::copy(root.join("b/c/one.PNG"), root.join("notes.txt")).unwrap();
+        fs::create_dir(root.join("folder.jpg")).unwrap();
+        let found = find_images(root).unwrap();
+        let names: Vec<&[u8]> = found.iter().map(|entry| entry.path.as_slice()).collect();
+        assert_eq!(names, [b"a-link.png".as_slice(), b"b/c/one.PNG", b"caf\xe9.png", b"dangling.jpg"]);
+        assert_eq!((found[1].width, found[1].height), (3, 2));
+        assert!(found[1].skipped.is_none());
+        assert!(found[3].skipped.as_ref().unwrap().contains("No such file"));
+    }
+
+    #[test]
+    fn empty_folders_and_files_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(find_images(folder.path()), Err(FindError::NoImages(_))));
+        assert!(matches!(find_images(&folder.path().join("none")), Err(FindError::Io(..))));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(find_images(file.path()), Err(FindError::NotAFolder(_))));
+    }
+}

@@ -1,0 +1,18 @@
+//! From a folder of image files to batches of pixels: finding, decoding, resizing, cropping, and which image is shown
+//! to the network when.
+//!
+//! Pixels leave this crate as RGB bytes, `[images, size, size, 3]`; normalisation happens beside the network.
+#![forbid(unsafe_code)]
+
+pub mod classes;
+pub mod decode;
+pub mod find;
+pub mod loader;
+pub mod sampler;
+pub mod transform;
+
+pub use classes::folder_classes;
+pub use decode::{Unreadable, decode};
+pub use find::find_images;
+pub use loader::{Batch, BatchLoader, Request};
+pub use transform::View;

@@ -1,0 +1,189 @@
+//! The two image transforms of the recipe, as torchvision and Pillow compute them.
+
+use crate::decode::Unreadable;
+use deepcluster_domain::geometry::resize_side;
+use deepcluster_domain::{Purpose, Seeds};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::RgbImage;
+use rand::Rng;
+
+/// Which square of an image the network sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum View {
+    /// For clustering, no randomness: shorter side to size · 256 / 224, then the centre.
+    Center,
+    /// For training: random resized crop and flip, drawn from the step's own stream.
+    Random {
+        /// Seeds of the run and epoch.
+        seeds: Seeds,
+        /// Position in the training list.
+        step: u64,
+    },
+}
+
+/// A rectangle in pixels of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Crop {
+    left: u32,
+    top: u32,
+    width: u32,
+    height: u32,
+}
+
+/// Makes views; keeps the buffers of the resizer between images.
+#[derive(Default)]
+pub struct Transformer {
+    resizer: Resizer,
+}
+
+impl Transformer {
+    /// Writes one view of `image` as RGB bytes `[size, size, 3]` into `out`.
+    ///
+    /// # Errors
+    /// When the resizer refuses the geometry.
+    pub fn view(&mut self, image: &RgbImage, view: View, size: u32, out: &mut [u8]) -> Result<(), Unreadable> {
+        match view {
+            View::Center => self.center(image, size, out),
+            View::Random { seeds, step } => {
+                let mut rng = seeds.rng(Purpose::Augmentation, step);
+                let crop = random_crop(image.width(), image.height(), &mut rng);
+                let flip = rng.random_bool(0.5);
+                self.resize(image, crop, (size, size), out)?;
+                if flip {
+                    flip_horizontally(out, size as usize);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Antialiased bilinear resize of the whole image, then the centre of the result.
+    fn center(&mut self, image: &RgbImage, size: u32, out: &mut [u8]) -> Result<(), Unreadable> {
+        let (width, height) = (image.width(), image.height());
+        let short = u64::from(resize_side(size));
+        // torchvision truncates the longer side.
+        let long = |long: u32, of: u32| (short * u64::from(long) / u64::from(of)) as u32;
+        let (new_width, new_height) =
+            if width <= height { (short as u32, long(height, width)) } else { (long(width, height), short as u32) };
+        let mut resized = vec![0; new_width as usize * new_height as usize * 3];
+        let whole = Crop { left: 0, top: 0, width, height };
+        self.resize(image, whole, (new_width, new_height), &mut resized)?;
+        let left = half_to_even(new_width - size) as usize;
+        let top = half_to_even(new_height - size) as usize;
+        let (row, size) = (new_width as usize * 3, size as usize * 3);
+        for (y, target) in out.chunks_exact_mut(size).enumerate() {
+            let at = (top + y) * row + left * 3;
+            target.copy_from_slice(&resized[at..at + size]);
+        }
+        Ok(())
+    }
+
+    /// Antialiased bilinear, as Pillow does it: pixels outside of the crop do not shine in.
+    fn resize(&mut self, image: &RgbImage, crop: Crop, to: (u32, u32), out: &mut [u8]) -> Result<(), Unreadable> {
+        let failed = |error: &dyn std::fmt::Display| Unreadable(format!("cannot be resized: {error}"));
+        let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
+        let mut target = Image::from_slice_u8(to.0, to.1, out, PixelType::U8x3).map_err(|e| failed(&e))?;
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+            .crop(crop.left.into(), crop.top.into(), crop.width.into(), crop.height.into());
+        self.resizer.resize(&source, &mut target, &options).map_err(|e| failed(&e))
+    }
+}
+
+/// torchvision's RandomResizedCrop: area 8–100 %, log-uniform aspect 3/4–4/3, ten tries, then a centre crop.
+fn random_crop(width: u32, height: u32, rng: &mut impl Rng) -> Crop {
+    const MIN_ASPECT: f64 = 3.0 / 4.0;
+    const MAX_ASPECT: f64 = 4.0 / 3.0;
+    let area = f64::from(width) * f64::from(height);
+    for _ in 0..10 {
+        let target = area * rng.random_range(0.08..=1.0);
+        let aspect = rng.random_range(MIN_ASPECT.ln()..=MAX_ASPECT.ln()).exp();
+        let w = (target * aspect).sqrt().round() as u32;
+        let h = (target / aspect).sqrt().round() as u32;
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            let top = rng.random_range(0..=height - h);
+            let left = rng.random_range(0..=width - w);
+            return Crop { left, top, width: w, height: h };
+        }
+    }
+    let aspect = f64::from(width) / f64::from(height);
+    let (w, h) = if aspect < MIN_ASPECT {
+        (width, (f64::from(width) / MIN_ASPECT).round() as u32)
+    } else if aspect > MAX_ASPECT {
+        ((f64::from(height) * MAX_ASPECT).round() as u32, height)
+    } else {
+        (width, height)
+    };
+    Crop { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
+}
+
+fn flip_horizontally(pixels: &mut [u8], size: usize) {
+    for row in pixels.chunks_exact_mut(size * 3) {
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        pixels.reverse();
+    }
+}
+
+/// Half of `room`, a half rounded to the even neighbour as Python's `round` does.
+fn half_to_even(room: u32) -> u32 {
+    (f64::from(room) / 2.0).round_ties_even() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deepcluster_domain::EpochId;
+
+    fn seeds() -> Seeds {
+        Seeds::new(31, EpochId(0))
+    }
+
+    #[test]
+    fn random_crops_stay_inside_and_cover_what_they_promise() {
+        for (step, (width, height)) in (0..).zip([(32, 32), (500, 375), (1, 1), (20, 900), (900, 20), (2, 3)].repeat(50)) {
+            let crop = random_crop(width, height, &mut seeds().rng(Purpose::Augmentation, step));
+            assert!(crop.width >= 1 && crop.height >= 1, "{crop:?}");
+            assert!(crop.left + crop.width <= width && crop.top + crop.height <= height, "{crop:?} in {width} x {height}");
+        }
+        let shares: Vec<f64> = (0..2000)
+            .map(|step| random_crop(400, 400, &mut seeds().rng(Purpose::Augmentation, step)))
+            .map(|crop| f64::from(crop.width * crop.height) / 160_000.0)
+            .collect();
+        let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+        assert!(shares.iter().all(|share| (0.075..=1.0).contains(share)));
+        assert!((0.45..0.56).contains(&mean), "mean area {mean}");
+    }
+
+    #[test]
+    fn a_view_depends_on_its_step_alone() {
+        let image = RgbImage::from_fn(50, 40, |x, y| image::Rgb([x as u8 * 5, y as u8 * 6, (x * y) as u8]));
+        let mut transformer = Transformer::default();
+        let mut view = |step| {
+            let mut out = vec![0; 16 * 16 * 3];
+            transformer.view(&image, View::Random { seeds: seeds(), step }, 16, &mut out).unwrap();
+            out
+        };
+        assert_eq!(view(4), view(4));
+        assert_ne!(view(4), view(5));
+    }
+
+    #[test]
+    fn flips_mirror_rows() {
+        let mut pixels = vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+        flip_horizontally(&mut pixels, 2);
+        assert_eq!(pixels, [4, 5, 6, 1, 2, 3, 10, 11, 12, 7, 8, 9]);
+        assert_eq!((half_to_even(5), half_to_even(7), half_to_even(32)), (2, 4, 16));
+    }
+
+    #[test]
+    fn narrow_images_keep_their_centre() {
+        let mut transformer = Transformer::default();
+        let mut out = vec![0; 64 * 64 * 3];
+        for (width, height) in [(1, 1), (1, 150), (150, 1), (3, 70)] {
+            let image = RgbImage::from_pixel(width, height, image::Rgb([9, 99, 199]));
+            transformer.view(&image, View::Center, 64, &mut out).unwrap();
+            assert!(out.chunks(3).all(|pixel| pixel == [9, 99, 199]), "{width} x {height}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Wire ↔ domain. Nothing that a client sends panics: every conversion has an error that names the field.
+
+use crate::v1;
+use deepcluster_domain::{Architecture, ClusterCount, FeatureDtype, Precision, RunSpec};
+
+/// A field of a request that does not do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct FieldError {
+    /// The field's name in the proto file.
+    pub field: &'static str,
+    /// One clause that says what is wrong.
+    pub why: String,
+}
+
+impl FieldError {
+    /// An error about `field`.
+    pub fn new(field: &'static str, why: impl std::fmt::Display) -> Self {
+        Self { field, why: why.to_string() }
+    }
+}
+
+impl From<FieldError> for tonic::Status {
+    fn from(error: FieldError) -> Self {
+        tonic::Status::invalid_argument(error.to_string())
+    }
+}
+
+/// Ties a wire enum to a domain enum, both ways; the unspecified value has its own answer.
+macro_rules! enums {
+    ($($field:literal: $wire:ident <-> $domain:ident [$($variant:ident = $other:ident),+] else $default:expr;)+) => { $(
+        impl From<$domain> for v1::$wire {
+            fn from(value: $domain) -> Self {
+                match value { $($domain::$variant => Self::$other),+ }
+            }
+        }
+
+        impl v1::$wire {
+            /// The domain's value for a number on the wire.
+            ///
+            /// # Errors
+            /// When the number means nothing.
+            pub fn to_domain(number: i32) -> Result<$domain, FieldError> {
+                match Self::try_from(number) {
+                    Ok(Self::Unspecified) => Ok($default),
+                    $(Ok(Self::$other) => Ok($domain::$variant),)+
+                    Err(_) => Err(FieldError::new($field, format!("unknown value {number}"))),
+                }
+            }
+        }
+    )+ };
+}
+
+enums! {
+    "architecture": Architecture <-> Architecture
+        [AlexNet = Alexnet, Vgg16 = Vgg16, ResNet18 = Resnet18, ResNet50 = Resnet50] else Architecture::AlexNet;
+    "precision": Precision <-> Precision [Auto = Auto, F32 = F32, Bf16 = Bf16] else Precision::Auto;
+    "feature_dtype": FeatureDtype <-> FeatureDtype [F16 = F16, F32 = F32] else FeatureDtype::F16;
+}
+
+/// A spec with every default filled in, for the wire.
+pub fn run_spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
+    v1::RunSpec {
+        images: spec.images.clone(),
+        k: match spec.k {
+            ClusterCount::Auto => 0,
+            ClusterCount::Fixed(k) => k,
+        },
+        epochs: spec.epochs,
+        architecture: v1::Architecture::from(spec.architecture).into(),
+        image_size: spec.image_size,
+        no_sobel: !spec.sobel,
+        batch: spec.batch,
+        learning_rate: spec.learning_rate,
+        weight_decay: Some(spec.weight_decay),
+        pca: spec.pca,
+        reassign: spec.reassign,
+        seed: Some(spec.seed),
+        device: spec.device.to_string(),
+        precision: v1::Precision::from(spec.precision).into(),
+        feature_dtype: v1::FeatureDtype::from(spec.feature_dtype).into(),
+        max_skipped: Some(spec.max_skipped),
+        keep_epochs: spec.keep_epochs,
+        shard_images: spec.shard_images,
+    }
+}
+
+impl TryFrom<v1::RunSpec> for RunSpec {
+    type Error = FieldError;
+
+    /// Fills in the defaults and checks every field.
+    fn try_from(wire: v1::RunSpec) -> Result<Self, FieldError> {
+        let default = Self::default();
+        let number_or = |value: f64, default: f64| if value == 0.0 { default } else { value };
+        let count_or = |value: u32, default: u32| if value == 0 { default } else { value };
+        let spec = Self {
+            images: wire.images,
+            k: if wire.k == 0 { ClusterCount::Auto } else { ClusterCount::Fixed(wire.k) },
+            epochs: count_or(wire.epochs, default.epochs),
+            architecture: v1::Architecture::to_domain(wire.architecture)?,
+            image_size: count_or(wire.image_size, default.image_size),
+            sobel: !wire.no_sobel,
+            batch: count_or(wire.batch, default.batch),
+            learning_rate: number_or(wire.learning_rate, default.learning_rate),
+            weight_decay: wire.weight_decay.unwrap_or(default.weight_decay),
+            pca: count_or(wire.pca, default.pca),
+            reassign: number_or(wire.reassign, default.reassign),
+            seed: wire.seed.unwrap_or(default.seed),
+            device: match wire.device.as_str() {
+                "" => default.device,
+                text => text.parse().map_err(|error| FieldError::new("device", error))?,
+            },
+            precision: v1::Precision::to_domain(wire.precision)?,
+            feature_dtype: v1::FeatureDtype::to_domain(wire.feature_dtype)?,
+            max_skipped: wire.max_skipped.unwrap_or(default.max_skipped),
+            keep_epochs: count_or(wire.keep_epochs, default.keep_epochs),
+            shard_images: count_or(wire.shard_images, default.shard_images),
+        };
+        spec.validate().map_err(|error| FieldError::new("spec", error))?;
+        Ok(spec)
+    }
+}
+
+/// What a worker must know of the network of a run; `checkpoint` is absent before the first epoch is committed.
+pub fn network_of(spec: &RunSpec, checkpoint: Option<v1::File>) -> v1::Network {
+    v1::Network {
+        architecture: v1::Architecture::from(spec.architecture).into(),
+        image_size: spec.image_size,
+        sobel: spec.sobel,
+        device: spec.device.to_string(),
+        precision: v1::Precision::from(spec.precision).into(),
+        checkpoint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_spec_means_the_defaults_and_a_full_one_survives() {
+        let empty = RunSpec::try_from(v1::RunSpec::default()).unwrap();
+        assert_eq!(empty, RunSpec { images: String::new(), ..RunSpec::default() });
+        let spec = RunSpec {
+            images: "a/b".to_owned(),
+            k: ClusterCount::Fixed(12),
+            architecture: Architecture::ResNet50,
+            sobel: false,
+            seed: 0,
+            weight_decay: 0.0,
+            max_skipped: 0.0,
+            precision: Precision::Bf16,
+            feature_dtype: FeatureDtype::F32,
+            device: "cuda:3".parse().unwrap(),
+            ..RunSpec::default()
+        };
+        assert_eq!(RunSpec::try_from(run_spec_to_wire(&spec)), Ok(spec));
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let refused = |wire: v1::RunSpec| RunSpec::try_from(wire).unwrap_err().to_string();
+        assert!(refused(v1::RunSpec { architecture: 99, ..Default::default() }).contains("architecture: unknown value 99"));
+        assert!(refused(v1::RunSpec { device: "tpu".into(), ..Default::default() }).contains("device"));
+        assert!(refused(v1::RunSpec { learning_rate: f64::NAN, ..Default::default() }).contains("learning rate"));
+        assert!(refused(v1::RunSpec { image_size: 10, ..Default::default() }).contains("image size 10"));
+    }
+}

@@ -1,0 +1,112 @@
+//! `events.jsonl`: what happened in a run, one JSON object a line, numbered from 0.
+
+use crate::VolumeError;
+use serde_json::{Map, Value, json};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Its number, from 0 without gaps.
+    pub number: u64,
+    /// What kind of thing happened: "run", "images", "phase", "epoch", "fault".
+    pub kind: String,
+    /// The line, without its end.
+    pub json: String,
+}
+
+/// The open log of one run.
+pub struct EventLog {
+    path: PathBuf,
+    file: File,
+    next: u64,
+}
+
+impl EventLog {
+    /// Opens a run's log, or starts it, and returns what is in it. A last line that a crash tore apart is cut off.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, or a line in its middle is no event.
+    pub fn open(path: &Path) -> Result<(Self, Vec<Event>), VolumeError> {
+        let text = match fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(VolumeError::io(path))?,
+        };
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let mut events = Vec::new();
+        for line in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let number = events.len() as u64;
+            let event = parse(line, number);
+            events.push(event.ok_or_else(|| VolumeError::corrupt(path, format!("line {} is no event", number + 1)))?);
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(VolumeError::io(path))?;
+        if whole < text.len() {
+            file.set_len(whole as u64).map_err(VolumeError::io(path))?;
+        }
+        let log = Self { path: path.to_owned(), file, next: events.len() as u64 };
+        Ok((log, events))
+    }
+
+    /// Adds a line durably. `body` must be an object; `event`, `number` and `time` come before its members.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn append(&mut self, kind: &str, body: Value) -> Result<Event, VolumeError> {
+        let mut object = Map::new();
+        object.insert("event".to_owned(), json!(kind));
+        object.insert("number".to_owned(), json!(self.next));
+        object.insert("time".to_owned(), json!(seconds_since_1970()));
+        if let Value::Object(members) = body {
+            object.extend(members);
+        }
+        let json = Value::Object(object).to_string();
+        self.file
+            .write_all(format!("{json}\n").as_bytes())
+            .and_then(|()| self.file.sync_data())
+            .map_err(VolumeError::io(&self.path))?;
+        let event = Event { number: self.next, kind: kind.to_owned(), json };
+        self.next += 1;
+        Ok(event)
+    }
+}
+
+/// Now, to the millisecond.
+pub fn seconds_since_1970() -> f64 {
+    let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    millis as f64 / 1000.0
+}
+
+fn parse(line: &[u8], number: u64) -> Option<Event> {
+    let value: Value = serde_json::from_slice(line).ok()?;
+    if value.get("number")?.as_u64()? != number {
+        return None;
+    }
+    let kind = value.get("event")?.as_str()?.to_owned();
+    Some(Event { number, kind, json: String::from_utf8(line.to_vec()).ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_last_line_is_cut_off_and_numbering_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        let (mut log, events) = EventLog::open(&path).unwrap();
+        assert!(events.is_empty());
+        log.append("run", json!({"state": "running"})).unwrap();
+        let second = log.append("epoch", json!({"epoch": 0, "nmi_last": null})).unwrap();
+        assert!(second.json.starts_with("{\"event\":\"epoch\",\"number\":1,\"time\":"));
+        log.file.write_all(b"{\"event\":\"epo").unwrap();
+        drop(log);
+        let (mut log, events) = EventLog::open(&path).unwrap();
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[1], second);
+        assert_eq!(log.append("run", json!({})).unwrap().number, 2);
+        assert_eq!(EventLog::open(&path).unwrap().1.len(), 3);
+    }
+}

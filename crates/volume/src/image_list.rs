@@ -1,0 +1,155 @@
+//! `images.csv`: the images of a run in the order of their rows in every label and feature file.
+
+use crate::VolumeError;
+use crate::publish::AtomicFile;
+use csv::ByteRecord;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// One image of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageEntry {
+    /// Path relative to the folder of images, as the bytes of its name, which need not be UTF-8.
+    pub path: Vec<u8>,
+    /// Size of the file.
+    pub bytes: u64,
+    /// Width in pixels; 0 when its header could not be read.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Why it takes no part, if so.
+    pub skipped: Option<String>,
+}
+
+impl ImageEntry {
+    /// Its path for the file system.
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.path))
+    }
+}
+
+const OK: &str = "ok";
+const HEADER: [&str; 6] = ["index", "path", "bytes", "width", "height", "status"];
+
+/// Publishes the list.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn publish(path: &Path, images: &[ImageEntry]) -> Result<(), VolumeError> {
+    let mut file = AtomicFile::create(path)?;
+    let mut write = || -> Result<(), csv::Error> {
+        let mut writer = csv::Writer::from_writer(&mut file);
+        writer.write_record(HEADER)?;
+        for (index, image) in images.iter().enumerate() {
+            let mut record = ByteRecord::new();
+            record.push_field(index.to_string().as_bytes());
+            record.push_field(&image.path);
+            for number in [image.bytes, image.width.into(), image.height.into()] {
+                record.push_field(number.to_string().as_bytes());
+            }
+            record.push_field(image.skipped.as_deref().unwrap_or(OK).as_bytes());
+            writer.write_byte_record(&record)?;
+        }
+        writer.flush()?;
+        Ok(())
+    };
+    write().map_err(|error| csv_error(path, error))?;
+    file.commit().map(drop)
+}
+
+/// Reads the list.
+///
+/// # Errors
+/// When it is missing or is no such list; the message names the line.
+pub fn read(path: &Path) -> Result<Vec<ImageEntry>, VolumeError> {
+    let mut reader = csv::Reader::from_path(path).map_err(|error| csv_error(path, error))?;
+    let mut images = Vec::new();
+    for (index, record) in reader.byte_records().enumerate() {
+        let record = record.map_err(|error| csv_error(path, error))?;
+        let entry = parse(&record, index).ok_or_else(|| VolumeError::corrupt(path, format!("row {index} is no image")))?;
+        images.push(entry);
+    }
+    Ok(images)
+}
+
+fn parse(record: &ByteRecord, index: usize) -> Option<ImageEntry> {
+    let text = |column: usize| std::str::from_utf8(record.get(column)?).ok();
+    if text(0)?.parse() != Ok(index) {
+        return None;
+    }
+    Some(ImageEntry {
+        path: record.get(1)?.to_vec(),
+        bytes: text(2)?.parse().ok()?,
+        width: text(3)?.parse().ok()?,
+        height: text(4)?.parse().ok()?,
+        skipped: Some(text(5)?).filter(|status| *status != OK).map(str::to_owned),
+    })
+}
+
+/// Publishes `labels.csv`: path, cluster and squared distance of every image; -1 and nothing for a skipped one.
+///
+/// # Errors
+/// When it cannot be written, or the lengths differ.
+pub fn publish_labels(path: &Path, images: &[ImageEntry], labels: &[i32], distances: &[f32]) -> Result<(), VolumeError> {
+    if labels.len() != images.len() || distances.len() != images.len() {
+        return Err(VolumeError::corrupt(path, "labels, distances and images differ in number"));
+    }
+    let mut file = AtomicFile::create(path)?;
+    let mut write = || -> Result<(), csv::Error> {
+        let mut writer = csv::Writer::from_writer(&mut file);
+        writer.write_record(["path", "cluster", "distance"])?;
+        for ((image, label), distance) in images.iter().zip(labels).zip(distances) {
+            let distance = if *label < 0 { String::new() } else { distance.to_string() };
+            writer.write_record([image.path.as_slice(), label.to_string().as_bytes(), distance.as_bytes()])?;
+        }
+        writer.flush()?;
+        Ok(())
+    };
+    write().map_err(|error| csv_error(path, error))?;
+    file.commit().map(drop)
+}
+
+fn csv_error(path: &Path, error: csv::Error) -> VolumeError {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => VolumeError::io(path)(error),
+        other => VolumeError::corrupt(path, format!("{other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_file_name_survives() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("images.csv");
+        let image = |path: &[u8], skipped: Option<&str>| ImageEntry {
+            path: path.to_vec(),
+            bytes: 12,
+            width: 3,
+            height: 4,
+            skipped: skipped.map(str::to_owned),
+        };
+        let images = vec![
+            image(b"cats/a.jpg", None),
+            image(b"with, comma \"and\" quotes\nand a new line.png", Some("truncated, at byte 7")),
+            image(b"latin-1 \xe4\xff.bmp", None),
+            image("ünïcode/日本.webp".as_bytes(), None),
+        ];
+        publish(&path, &images).unwrap();
+        assert_eq!(read(&path).unwrap(), images);
+        publish_labels(&folder.path().join("labels.csv"), &images, &[3, -1, 0, 1], &[0.5, f32::NAN, 1.0, 2.0]).unwrap();
+        let text = std::fs::read(folder.path().join("labels.csv")).unwrap();
+        assert!(text.starts_with(b"path,cluster,distance\ncats/a.jpg,3,0.5\n"));
+    }
+
+    #[test]
+    fn a_list_with_a_hole_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("images.csv");
+        crate::publish::publish_bytes(&path, b"index,path,bytes,width,height,status\n1,a.jpg,1,1,1,ok\n").unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("row 0"));
+    }
+}

@@ -1,0 +1,263 @@
+//! Where things lie: paths of the volume, of a run and of an epoch, and records tied to real files.
+
+use crate::publish::{self, Digest};
+use crate::{FileRecord, VolumeError};
+use deepcluster_domain::{EpochId, RunId, ShardId};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+/// The root of a shared volume.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    root: PathBuf,
+}
+
+impl Volume {
+    /// A volume at `root`. Nothing is touched.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Its root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of a run.
+    pub fn run(&self, run_id: &RunId) -> RunFolder {
+        RunFolder { path: self.root.join("runs").join(run_id.as_str()) }
+    }
+
+    /// Ids of all runs that have a `run.json`, in order of their names.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn run_ids(&self) -> Result<Vec<RunId>, VolumeError> {
+        let folder = self.root.join("runs");
+        if !folder.try_exists().map_err(VolumeError::io(&folder))? {
+            return Ok(Vec::new());
+        }
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(VolumeError::io(&folder))? {
+            let entry = entry.map_err(VolumeError::io(&folder))?;
+            let id = entry.file_name().to_str().and_then(|name| name.parse::<RunId>().ok());
+            if let Some(id) = id
+                && self.run(&id).run_json().is_file()
+            {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// The real place of a path from a request or a record.
+    ///
+    /// # Errors
+    /// When the path is absolute, empty, or has a part that is not a plain name.
+    pub fn resolve(&self, relative: &str) -> Result<PathBuf, VolumeError> {
+        resolve_below(&self.root, Path::new(relative))
+    }
+
+    /// The name of a file of this volume in requests and records.
+    ///
+    /// # Errors
+    /// When the file does not lie below the root, or its path is not UTF-8.
+    pub fn relative(&self, path: &Path) -> Result<String, VolumeError> {
+        let outside = || VolumeError::Outside(path.display().to_string());
+        let relative = path.strip_prefix(&self.root).map_err(|_| outside())?;
+        relative.to_str().map(str::to_owned).ok_or_else(outside)
+    }
+
+    /// The record of a file that was just published.
+    ///
+    /// # Errors
+    /// When the file does not lie below the root.
+    pub fn record(&self, path: &Path, digest: Digest) -> Result<FileRecord, VolumeError> {
+        Ok(FileRecord { path: self.relative(path)?, bytes: digest.bytes, blake3: digest.blake3 })
+    }
+
+    /// The record of a file that is already there.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn record_existing(&self, path: &Path) -> Result<FileRecord, VolumeError> {
+        self.record(path, publish::digest(path)?)
+    }
+
+    /// The place of a recorded file, after its size and checksum were found right.
+    ///
+    /// # Errors
+    /// [`VolumeError::Corrupt`] or [`VolumeError::Missing`] when the file is not what the record says.
+    pub fn verified(&self, record: &FileRecord) -> Result<PathBuf, VolumeError> {
+        let path = self.resolve(&record.path)?;
+        let found = publish::digest(&path)?;
+        if found.bytes != record.bytes {
+            return Err(VolumeError::corrupt(&path, format!("has {} bytes, not {}", found.bytes, record.bytes)));
+        }
+        if found.blake3 != record.blake3 {
+            return Err(VolumeError::corrupt(&path, "its checksum is not the recorded one"));
+        }
+        Ok(path)
+    }
+}
+
+/// The place of `relative` below `root`.
+///
+/// # Errors
+/// When `relative` is absolute or empty, or has a part that is not a plain name (`..` among them).
+pub fn resolve_below(root: &Path, relative: &Path) -> Result<PathBuf, VolumeError> {
+    let outside = || VolumeError::Outside(relative.display().to_string());
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_));
+    if relative.as_os_str().is_empty() || relative.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(outside());
+    }
+    if !relative.components().all(plain) {
+        return Err(outside());
+    }
+    Ok(root.join(relative))
+}
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// A run folder given by its own path, as on the command line.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The spec and state.
+    pub fn run_json(&self) -> PathBuf {
+        self.path.join("run.json")
+    }
+
+    /// The list of images.
+    pub fn images_csv(&self) -> PathBuf {
+        self.path.join("images.csv")
+    }
+
+    /// The events, one JSON object a line.
+    pub fn events_jsonl(&self) -> PathBuf {
+        self.path.join("events.jsonl")
+    }
+
+    /// Labels of the last committed epoch, for people.
+    pub fn labels_csv(&self) -> PathBuf {
+        self.path.join("labels.csv")
+    }
+
+    /// Folder for the short life of one assignment of new images.
+    pub fn assignment(&self, name: &str) -> PathBuf {
+        self.path.join("assign").join(name)
+    }
+
+    /// The folder of all epochs.
+    pub fn epochs(&self) -> PathBuf {
+        self.path.join("epochs")
+    }
+
+    /// The folder of one epoch.
+    pub fn epoch(&self, epoch: EpochId) -> EpochFolder {
+        EpochFolder { path: self.epochs().join(epoch.to_string()) }
+    }
+
+    /// Epochs that have a folder, committed or not, in order.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn epoch_ids(&self) -> Result<Vec<EpochId>, VolumeError> {
+        let folder = self.epochs();
+        if !folder.try_exists().map_err(VolumeError::io(&folder))? {
+            return Ok(Vec::new());
+        }
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(VolumeError::io(&folder))? {
+            let name = entry.map_err(VolumeError::io(&folder))?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.parse().ok()).map(EpochId));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+}
+
+/// The folder of one epoch.
+#[derive(Clone, Debug)]
+pub struct EpochFolder {
+    path: PathBuf,
+}
+
+impl EpochFolder {
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder of the features of all shards.
+    pub fn features(&self) -> PathBuf {
+        self.path.join("features")
+    }
+
+    /// The features of one shard.
+    pub fn shard(&self, shard: ShardId) -> PathBuf {
+        self.features().join(format!("{shard}.npy"))
+    }
+
+    /// What of the epoch is done so far.
+    pub fn pending_json(&self) -> PathBuf {
+        self.path.join("pending.json")
+    }
+
+    /// The commit point.
+    pub fn epoch_json(&self) -> PathBuf {
+        self.path.join("epoch.json")
+    }
+
+    /// Pseudo-labels.
+    pub fn labels(&self) -> PathBuf {
+        self.path.join("labels.npy")
+    }
+
+    /// Weights and optimizer state.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.path.join("checkpoint.safetensors")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_never_leave_their_root() {
+        let volume = Volume::new("/volume");
+        assert_eq!(volume.resolve("runs/a/x.npy").unwrap(), Path::new("/volume/runs/a/x.npy"));
+        for bad in ["", "/etc/passwd", "../x", "runs/../../x", "./x", "a\0b"] {
+            assert!(matches!(volume.resolve(bad), Err(VolumeError::Outside(_))), "{bad:?} passed");
+        }
+    }
+
+    #[test]
+    fn a_changed_file_is_not_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = Volume::new(folder.path());
+        let path = folder.path().join("runs/r/labels.npy");
+        let record = volume.record(&path, publish::publish_bytes(&path, b"abc").unwrap()).unwrap();
+        assert_eq!(record, volume.record_existing(&path).unwrap());
+        assert_eq!(volume.verified(&record).unwrap(), path);
+        publish::publish_bytes(&path, b"abd").unwrap();
+        assert!(matches!(volume.verified(&record), Err(VolumeError::Corrupt { .. })));
+        publish::publish_bytes(&path, b"ab").unwrap();
+        assert!(volume.verified(&record).unwrap_err().to_string().contains("has 2 bytes, not 3"));
+        publish::remove(&path).unwrap();
+        assert!(matches!(volume.verified(&record), Err(VolumeError::Missing(_))));
+    }
+}

@@ -1,0 +1,31 @@
+//! The shared volume: where everything lies, how it is written so that a crash never leaves half of it, and how it is
+//! verified before it is trusted.
+//!
+//! ```text
+//! <volume>/.owner                   the coordinator that owns the volume (advisory lock)
+//! <volume>/runs/<run-id>/
+//!   run.json  images.csv  events.jsonl  labels.csv
+//!   epochs/0007/
+//!     features/00003.npy            until the epoch is committed
+//!     pending.json                  what of the epoch is done, until it is committed
+//!     labels.npy distances.npy whiten.safetensors centroids.npy checkpoint.safetensors
+//!     epoch.json                    the commit point: sizes and checksums of the five files above
+//! ```
+//!
+//! Invariants: every file is published by [`publish::AtomicFile`] (temporary name, fsync, rename, fsync of the folder);
+//! the one file that grows in place is `events.jsonl`, a line at a time. What no manifest names does not exist.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod events;
+pub mod image_list;
+pub mod layout;
+pub mod lock;
+pub mod npy;
+pub mod publish;
+pub mod records;
+pub mod tensors;
+
+pub use error::VolumeError;
+pub use layout::{EpochFolder, RunFolder, Volume};
+pub use publish::{AtomicFile, FileRecord};

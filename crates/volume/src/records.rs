@@ -1,0 +1,372 @@
+//! What stands in `run.json`, `pending.json` and `epoch.json`. Persisted types are their own, with a version, so that
+//! the domain may change without breaking a volume.
+
+use crate::publish::publish_bytes;
+use crate::{FileRecord, VolumeError};
+use deepcluster_domain::{RunSpec, SpecError};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// The version that this program writes and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// `run.json`: the spec, as given and as resolved, and where the run stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The run's name, also that of its folder.
+    pub run_id: String,
+    /// When it was created, seconds since 1970.
+    pub created: u64,
+    /// The spec with all defaults filled in.
+    pub spec: SpecRecord,
+    /// What was found out about it.
+    pub resolved: ResolvedRecord,
+    /// Where it stands.
+    pub state: RunState,
+    /// Why, where there is something to say; empty otherwise.
+    pub message: String,
+    /// Number of committed epochs, and so the number of the current one.
+    pub epochs_done: u32,
+}
+
+/// What a spec turned into once the images were seen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedRecord {
+    /// Number of clusters.
+    pub k: u32,
+    /// Images found.
+    pub n_images: usize,
+    /// Images that cannot be read, of those.
+    pub n_skipped: usize,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// Waits for its turn.
+    Queued,
+    /// Its epochs are being made.
+    Running,
+    /// Waits for `unpause`.
+    Paused,
+    /// All epochs are committed.
+    Finished,
+    /// Ended on request.
+    Cancelled,
+    /// Ended by an error.
+    Failed,
+}
+
+impl RunState {
+    /// Nothing will happen to it any more, unless somebody resumes a failed one.
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Finished | Self::Cancelled | Self::Failed)
+    }
+}
+
+impl std::fmt::Display for RunState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Finished => "finished",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// The persisted form of [`RunSpec`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each field is the field of RunSpec with its name")]
+pub struct SpecRecord {
+    pub images: String,
+    pub k: String,
+    pub epochs: u32,
+    pub arch: String,
+    pub image_size: u32,
+    pub sobel: bool,
+    pub batch: u32,
+    pub lr: f64,
+    pub weight_decay: f64,
+    pub pca: u32,
+    pub reassign: f64,
+    pub seed: u64,
+    pub device: String,
+    pub precision: String,
+    pub feature_dtype: String,
+    pub max_skipped: f64,
+    pub keep_epochs: u32,
+    pub shard_images: u32,
+}
+
+impl From<&RunSpec> for SpecRecord {
+    fn from(spec: &RunSpec) -> Self {
+        // Destructured, so that a new field cannot be forgotten here.
+        let RunSpec {
+            images,
+            k,
+            epochs,
+            architecture,
+            image_size,
+            sobel,
+            batch,
+            learning_rate,
+            weight_decay,
+            pca,
+            reassign,
+            seed,
+            device,
+            precision,
+            feature_dtype,
+            max_skipped,
+            keep_epochs,
+            shard_images,
+        } = spec.clone();
+        Self {
+            images,
+            k: k.to_string(),
+            epochs,
+            arch: architecture.to_string(),
+            image_size,
+            sobel,
+            batch,
+            lr: learning_rate,
+            weight_decay,
+            pca,
+            reassign,
+            seed,
+            device: device.to_string(),
+            precision: precision.to_string(),
+            feature_dtype: feature_dtype.to_string(),
+            max_skipped,
+            keep_epochs,
+            shard_images,
+        }
+    }
+}
+
+impl TryFrom<SpecRecord> for RunSpec {
+    type Error = SpecError;
+
+    fn try_from(record: SpecRecord) -> Result<Self, SpecError> {
+        let spec = Self {
+            images: record.images,
+            k: record.k.parse()?,
+            epochs: record.epochs,
+            architecture: record.arch.parse()?,
+            image_size: record.image_size,
+            sobel: record.sobel,
+            batch: record.batch,
+            learning_rate: record.lr,
+            weight_decay: record.weight_decay,
+            pca: record.pca,
+            reassign: record.reassign,
+            seed: record.seed,
+            device: record.device.parse()?,
+            precision: record.precision.parse()?,
+            feature_dtype: record.feature_dtype.parse()?,
+            max_skipped: record.max_skipped,
+            keep_epochs: record.keep_epochs,
+            shard_images: record.shard_images,
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+/// `pending.json`: what of an epoch is durably done. Written anew after every shard and every phase.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PendingEpoch {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The epoch's number.
+    pub epoch: u32,
+    /// Finished shards.
+    pub shards: BTreeMap<u32, ShardRecord>,
+    /// Seconds that extraction took so far.
+    pub extract_s: f64,
+    /// The clustering, once it is there.
+    pub clustering: Option<ClusteringRecord>,
+    /// The training, once it is there.
+    pub training: Option<TrainingRecord>,
+}
+
+impl PendingEpoch {
+    /// An epoch of which nothing is done.
+    pub fn new(epoch: u32) -> Self {
+        Self { version: VERSION, epoch, shards: BTreeMap::new(), extract_s: 0.0, clustering: None, training: None }
+    }
+}
+
+/// A finished shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// Its features.
+    pub features: FileRecord,
+    /// Rows of images.csv that could not be read, and why.
+    pub skipped: Vec<(u64, String)>,
+}
+
+/// A finished clustering.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusteringRecord {
+    /// Pseudo-labels.
+    pub labels: FileRecord,
+    /// Squared distances to the own centroid.
+    pub distances: FileRecord,
+    /// Mean and projection.
+    pub whiten: FileRecord,
+    /// Centroids in the whitened space.
+    pub centroids: FileRecord,
+    /// Sum of the squared distances.
+    pub objective: f64,
+    /// Dimensions that had variance.
+    pub dims: u32,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// A finished training pass.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingRecord {
+    /// Weights and optimizer state.
+    pub checkpoint: FileRecord,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Images trained on, repetitions counted.
+    pub n_images: u64,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// `epoch.json`: the commit point of an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochManifest {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The epoch's number.
+    pub epoch: u32,
+    /// Every file of the epoch.
+    pub files: EpochFiles,
+    /// What it scored.
+    pub scores: EpochScores,
+}
+
+/// The files of a committed epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochFiles {
+    /// npy, int32 [N].
+    pub labels: FileRecord,
+    /// npy, f32 [N].
+    pub distances: FileRecord,
+    /// safetensors: mean, projection.
+    pub whiten: FileRecord,
+    /// npy, f32 [k, dims].
+    pub centroids: FileRecord,
+    /// safetensors: the network and its optimizer.
+    pub checkpoint: FileRecord,
+}
+
+impl EpochFiles {
+    /// All of them.
+    pub fn all(&self) -> [&FileRecord; 5] {
+        [&self.labels, &self.distances, &self.whiten, &self.centroids, &self.checkpoint]
+    }
+}
+
+/// What an epoch scored (recipe, step 7) and how long its phases took. Also the body of its event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochScores {
+    /// The epoch's number.
+    pub epoch: u32,
+    /// Images that took part.
+    pub images: usize,
+    /// Mean cross-entropy of the training pass.
+    pub loss: f64,
+    /// Sum of squared distances to the own centroid.
+    pub kmeans_objective: f64,
+    /// Clusters with at least one image.
+    pub nonempty: usize,
+    /// Share of the largest cluster.
+    pub largest_share: f64,
+    /// NMI with the labels of the epoch before; none in the first.
+    pub nmi_last: Option<f64>,
+    /// NMI with the folder classes; none when the images lie in no class folders.
+    pub nmi_classes: Option<f64>,
+    /// AMI with the folder classes, likewise.
+    pub ami_classes: Option<f64>,
+    /// Seconds of extraction.
+    pub extract_s: f64,
+    /// Seconds of clustering.
+    pub cluster_s: f64,
+    /// Seconds of training.
+    pub train_s: f64,
+}
+
+/// A record with a version, as all of this module's files are.
+pub trait Versioned: Serialize + DeserializeOwned {
+    /// The version it was written as.
+    fn version(&self) -> u32;
+}
+
+macro_rules! versioned {
+    ($($name:ty),+) => { $(impl Versioned for $name { fn version(&self) -> u32 { self.version } })+ };
+}
+versioned!(RunRecord, PendingEpoch, EpochManifest);
+
+/// Publishes a record as indented JSON.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn publish_record<R: Versioned>(path: &Path, record: &R) -> Result<(), VolumeError> {
+    let mut text = serde_json::to_vec_pretty(record).map_err(|error| VolumeError::corrupt(path, error))?;
+    text.push(b'\n');
+    publish_bytes(path, &text).map(drop)
+}
+
+/// Reads a record.
+///
+/// # Errors
+/// When it is missing, no such record, or of a newer version.
+pub fn read_record<R: Versioned>(path: &Path) -> Result<R, VolumeError> {
+    let text = fs::read(path).map_err(VolumeError::io(path))?;
+    let record: R = serde_json::from_slice(&text).map_err(|error| VolumeError::corrupt(path, error))?;
+    if record.version() != VERSION {
+        let why = format!("has version {}, this program reads version {VERSION}", record.version());
+        return Err(VolumeError::corrupt(path, why));
+    }
+    Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_survives_the_volume() {
+        let spec = RunSpec { k: "37".parse().unwrap(), learning_rate: 0.1 + 0.2, seed: u64::MAX, ..RunSpec::default() };
+        let text = serde_json::to_string(&SpecRecord::from(&spec)).unwrap();
+        let record: SpecRecord = serde_json::from_str(&text).unwrap();
+        assert_eq!(RunSpec::try_from(record), Ok(spec));
+    }
+
+    #[test]
+    fn records_of_other_versions_and_torn_files_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pending.json");
+        publish_record(&path, &PendingEpoch::new(3)).unwrap();
+        assert_eq!(read_record::<PendingEpoch>(&path).unwrap(), PendingEpoch::new(3));
+        publish_record(&path, &PendingEpoch { version: 2, ..PendingEpoch::new(3) }).unwrap();
+        assert!(read_record::<PendingEpoch>(&path).unwrap_err().to_string().contains("version 2"));
+        publish_bytes(&path, b"{\"version\":1,").unwrap();
+        assert!(matches!(read_record::<PendingEpoch>(&path), Err(VolumeError::Corrupt { .. })));
+    }
+}
