@@ -1,1 +1,23 @@
-//! placeholder
+//! The convnets: their layout, their weights, one forward pass, one training step. The only crate that knows libtorch.
+//!
+//! ```text
+//! RGB bytes ─► input ─► Sobel? ─► plan's layers ─► embedding ─► ReLU? ─► top layer
+//! ```
+//!
+//! A network belongs to one thread: build it there, use it there, drop it there. Every call returns libtorch's errors
+//! as values; nothing here panics on what a file or a request holds.
+#![deny(unsafe_code)]
+
+pub mod checkpoint;
+pub mod device;
+pub mod error;
+pub mod forward;
+pub mod plan;
+pub mod training;
+pub mod weights;
+
+pub use device::{Runtime, check_libtorch};
+pub use error::NetworkError;
+pub use forward::Network;
+pub use plan::Plan;
+pub use training::{SgdOptions, TrainingPass};

@@ -198,7 +198,7 @@ impl ArrayWriter {
         let mut file = AtomicFile::create(path)?;
         let shape64: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
         let descr = element.descr().parse().map_err(|error| VolumeError::corrupt(path, error))?;
-        npyz::WriteOptions::<f32>::new_header_only()
+        npyz::WriteOptions::new_header_only()
             .dtype(DType::Plain(descr))
             .shape(&shape64)
             .writer(&mut file)

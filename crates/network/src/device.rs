@@ -1,0 +1,109 @@
+//! Where the network computes, and how precisely.
+//!
+//! Only libtorch's CPU half is linked. Its CUDA half registers itself when it is loaded, so one binary serves machines
+//! with and without a GPU.
+
+use crate::NetworkError;
+use deepcluster_domain::{DeviceChoice, Precision};
+use std::sync::Once;
+use tch::{Cuda, Device, Kind, Tensor};
+
+/// A device and the arithmetic on it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Runtime {
+    /// Where tensors live.
+    pub device: Device,
+    /// Kind of the numbers inside the layers; weights are f32 in any case.
+    pub kind: Kind,
+}
+
+impl Runtime {
+    /// Finds the device and settles the precision, and prepares the calling thread for computing on it.
+    ///
+    /// `threads` is the number of CPU threads for one operation. libtorch keeps it per thread, which is why this must run
+    /// on the thread that computes.
+    ///
+    /// # Errors
+    /// When a GPU is asked for that is not there.
+    pub fn prepare(choice: DeviceChoice, precision: Precision, threads: usize) -> Result<Self, NetworkError> {
+        tch::set_num_threads(threads.max(1) as i32);
+        let device = match choice {
+            DeviceChoice::Cpu => Device::Cpu,
+            DeviceChoice::Auto if n_gpus() > 0 => Device::Cuda(0),
+            DeviceChoice::Auto => Device::Cpu,
+            DeviceChoice::Cuda(index) => {
+                let n = n_gpus();
+                if i64::from(index) >= n {
+                    return Err(NetworkError::Device(format!("cuda:{index} was asked for, but there are {n} GPUs")));
+                }
+                Device::Cuda(index as usize)
+            }
+        };
+        if device.is_cuda() {
+            Cuda::cudnn_set_benchmark(true);
+        }
+        let kind = match precision {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+            // On a CPU, bf16 pays only with instructions for it; f32 is never slower without.
+            Precision::Auto if device.is_cuda() => Kind::BFloat16,
+            Precision::Auto => Kind::Float,
+        };
+        Ok(Self { device, kind })
+    }
+
+    /// Turns RGB bytes `[n, size, size, 3]` into normalised f32 `[n, 3, size, size]` on the device (ImageNet statistics).
+    ///
+    /// The bytes already lie channels-last, the order that convolutions like best, and stay so.
+    pub(crate) fn input(&self, pixels: &[u8], size: u32) -> Result<Tensor, NetworkError> {
+        const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+        const STD: [f32; 3] = [0.229, 0.224, 0.225];
+        let side = i64::from(size);
+        let n = (pixels.len() as i64) / (side * side * 3);
+        let bytes = Tensor::f_from_data_size(pixels, &[n, side, side, 3], Kind::Uint8)?;
+        let bytes = match self.device {
+            Device::Cuda(_) => bytes.f_pin_memory(self.device)?.f_to_device_(self.device, Kind::Uint8, true, false)?,
+            _ => bytes,
+        };
+        let per_channel = |values: [f32; 3]| Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?.f_to(self.device);
+        // (x / 255 - mean) / std as one multiplication and one addition.
+        let scale = per_channel(STD.map(|std| 1.0 / (255.0 * std)))?;
+        let mut shift = MEAN;
+        for (mean, std) in shift.iter_mut().zip(STD) {
+            *mean = -*mean / std;
+        }
+        let mut x = bytes.f_permute([0, 3, 1, 2])?.f_totype(Kind::Float)?;
+        x = x.f_mul_(&scale)?;
+        Ok(x.f_add_(&per_channel(shift)?)?)
+    }
+}
+
+/// Number of GPUs that libtorch can use; loads its CUDA half first.
+fn n_gpus() -> i64 {
+    static LOAD: Once = Once::new();
+    LOAD.call_once(load_cuda);
+    if Cuda::is_available() { Cuda::device_count() } else { 0 }
+}
+
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "loading a library runs its initialisers")]
+fn load_cuda() {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: libtorch_cuda's initialisers only register its kernels with libtorch_cpu, of the same release, before any
+    // CUDA call of ours (this runs once, ahead of the first). A missing library is the usual case and no error.
+    let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+    if let Ok(library) = library {
+        // It must never be unloaded.
+        std::mem::forget(library);
+    }
+}
+
+/// Makes libtorch compute something small, to be sure that it is there and works.
+///
+/// # Errors
+/// What libtorch says.
+pub fn check_libtorch() -> Result<(), NetworkError> {
+    let one = Tensor::f_ones([1], (Kind::Float, Device::Cpu))?;
+    let two = one.f_add(&one)?.f_double_value(&[0])?;
+    if two == 2.0 { Ok(()) } else { Err(NetworkError::Torch(format!("1 + 1 gave {two}"))) }
+}

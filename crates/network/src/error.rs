@@ -1,0 +1,40 @@
+//! What can go wrong with a network, by what the caller can do about it.
+
+use deepcluster_volume::VolumeError;
+use tch::TchError;
+
+/// A failure of the network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// libtorch refused: out of memory, a device that fell over. The first line of what it said.
+    #[error("libtorch: {0}")]
+    Torch(String),
+    /// The device that was asked for is not there.
+    #[error("device {0}")]
+    Device(String),
+    /// The checkpoint is not one of this network.
+    #[error("checkpoint {path}: {why}")]
+    Checkpoint {
+        /// The file.
+        path: String,
+        /// The tensor, and what is wrong with it.
+        why: String,
+    },
+    /// Training left the range of numbers.
+    #[error("the loss is not finite at step {step}: lower the learning rate")]
+    NotFinite {
+        /// The step, from 0.
+        step: u64,
+    },
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+}
+
+impl From<TchError> for NetworkError {
+    fn from(error: TchError) -> Self {
+        let text = error.to_string();
+        // The rest is a stack trace of libtorch.
+        Self::Torch(text.lines().next().unwrap_or_default().to_owned())
+    }
+}

@@ -1,0 +1,147 @@
+//! One pass through the layers.
+
+use crate::plan::Layer;
+use crate::weights::{SOBEL_KERNELS, Tensors, channels_last, draw};
+use crate::{NetworkError, Plan, Runtime, checkpoint};
+use deepcluster_domain::RunSpec;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// Share of the values that dropout zeroes.
+const DROPOUT: f64 = 0.5;
+
+/// How the layers that differ between training and use behave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    /// Running statistics, no dropout.
+    Eval,
+    /// Statistics of the batch (which update the running ones), dropout with this share.
+    Train {
+        /// Share of the values that dropout zeroes.
+        dropout: f64,
+    },
+}
+
+impl Mode {
+    /// Training as the recipe has it.
+    pub const TRAIN: Self = Self::Train { dropout: DROPOUT };
+
+    fn is_train(self) -> bool {
+        self != Self::Eval
+    }
+}
+
+/// A network with its weights, on one device, for the use of one thread.
+pub struct Network {
+    /// Its layout.
+    pub plan: Plan,
+    /// Where and how it computes.
+    pub runtime: Runtime,
+    /// Weights and batch-norm statistics, without the top layer.
+    pub tensors: Tensors,
+    sobel_kernels: Tensor,
+}
+
+impl Network {
+    /// A network with the weights of a checkpoint, or with first weights when there is none.
+    ///
+    /// # Errors
+    /// When the checkpoint lacks a tensor or has one of another shape, or libtorch is out of memory.
+    pub fn load(spec: &RunSpec, runtime: Runtime, checkpoint: Option<&Path>) -> Result<Self, NetworkError> {
+        let plan = Plan::new(spec.architecture, spec.image_size, spec.sobel);
+        let tensors = match checkpoint {
+            Some(path) => checkpoint::load_network(path, &plan, runtime.device)?,
+            None => draw(&plan, spec.seed, runtime.device)?,
+        };
+        Self::new(plan, runtime, tensors)
+    }
+
+    /// A network with the given weights.
+    ///
+    /// # Errors
+    /// When libtorch is out of memory.
+    pub fn new(plan: Plan, runtime: Runtime, tensors: Tensors) -> Result<Self, NetworkError> {
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, channels_last(&tensor)?)))
+            .collect::<Result<Tensors, NetworkError>>()?;
+        let sobel_kernels = Tensor::f_from_slice(&SOBEL_KERNELS)?.f_view([2, 1, 3, 3])?.f_to(runtime.device)?;
+        Ok(Self { plan, runtime, tensors, sobel_kernels })
+    }
+
+    /// Embeddings of a batch of RGB bytes `[n, size, size, 3]` in eval mode: f32 `[n, embedding]` in C order, before any
+    /// rectifier (recipe, step 1).
+    ///
+    /// # Errors
+    /// When libtorch is out of memory.
+    pub fn features(&self, pixels: &[u8]) -> Result<Vec<f32>, NetworkError> {
+        let _no_grad = tch::no_grad_guard();
+        let x = self.runtime.input(pixels, self.plan.image_size)?;
+        let features = self.embed(&x, Mode::Eval)?.f_to(tch::Device::Cpu)?.f_contiguous()?;
+        let mut values = vec![0.0; features.numel()];
+        features.f_copy_data(&mut values, features.numel())?;
+        Ok(values)
+    }
+
+    /// From normalised images `[n, 3, size, size]` to embeddings `[n, embedding]` in f32.
+    ///
+    /// # Errors
+    /// When the shape does not fit, or libtorch is out of memory.
+    pub fn embed(&self, images: &Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
+        let x = if self.plan.sobel { self.sobel(images)? } else { images.shallow_clone() };
+        let y = self.run(&self.plan.layers, channels_last(&x)?.f_totype(self.runtime.kind)?, mode)?;
+        Ok(y.f_totype(Kind::Float)?)
+    }
+
+    /// Grey, then horizontal and vertical gradient: `[n, 3, h, w]` → `[n, 2, h, w]`.
+    ///
+    /// # Errors
+    /// When libtorch is out of memory.
+    pub fn sobel(&self, images: &Tensor) -> Result<Tensor, NetworkError> {
+        let grey = images.f_mean_dim([1i64].as_slice(), true, Kind::Float)?;
+        Ok(grey.f_conv2d::<&Tensor>(&self.sobel_kernels, None, 1, 1, 1, 1)?)
+    }
+
+    fn run(&self, layers: &[Layer], mut x: Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
+        for layer in layers {
+            x = self.layer(layer, x, mode)?;
+        }
+        Ok(x)
+    }
+
+    fn layer(&self, layer: &Layer, mut x: Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
+        Ok(match layer {
+            Layer::Conv { name, stride, padding, bias, .. } => {
+                let bias = if *bias { Some(self.cast(name, "bias")?) } else { None };
+                x.f_conv2d(&self.cast(name, "weight")?, bias.as_ref(), *stride, *padding, 1, 1)?
+            }
+            Layer::BatchNorm { name, .. } => {
+                let [weight, bias, mean, var] = ["weight", "bias", "running_mean", "running_var"].map(|leaf| self.get(name, leaf));
+                x.f_batch_norm(Some(weight?), Some(bias?), Some(mean?), Some(var?), mode.is_train(), 0.1, 1e-5, true)?
+            }
+            Layer::Relu => x.f_relu_()?,
+            Layer::MaxPool { kernel, stride, padding } => x.f_max_pool2d(*kernel, *stride, *padding, 1, false)?,
+            Layer::AveragePool => x.f_adaptive_avg_pool2d([1, 1])?.f_flatten(1, -1)?,
+            Layer::Flatten => x.f_flatten(1, -1)?,
+            Layer::Dropout => match mode {
+                Mode::Train { dropout } => x.f_dropout(dropout, true)?,
+                Mode::Eval => x,
+            },
+            Layer::Linear { name, .. } => x.f_linear(&self.cast(name, "weight")?, Some(&self.cast(name, "bias")?))?,
+            Layer::Residual { body, shortcut } => {
+                let side = self.run(shortcut, x.shallow_clone(), mode)?;
+                self.run(body, x, mode)?.f_add(&side)?.f_relu_()?
+            }
+        })
+    }
+
+    fn get(&self, layer: &str, leaf: &str) -> Result<&Tensor, NetworkError> {
+        let name = format!("{layer}.{leaf}");
+        self.tensors.get(&name).ok_or_else(|| NetworkError::Torch(format!("the network has no tensor {name}")))
+    }
+
+    /// A weight in the arithmetic of the layers; gradients flow back into its f32 master.
+    fn cast(&self, layer: &str, leaf: &str) -> Result<Tensor, NetworkError> {
+        Ok(self.get(layer, leaf)?.f_totype(self.runtime.kind)?)
+    }
+}
