@@ -1,1 +1,85 @@
-//! placeholder
+//! The clusterer: features of all shards in, pseudo-labels out.
+//!
+//! ```text
+//! Cluster ─► verify inputs ─► whiten (blocks) ─► k-means (faiss) ─► labels, distances, whiten, centroids ─► result
+//! Assign  ─► verify inputs ─► apply a stored whitening ─► nearest centroid ─► labels, distances ─► result
+//! ```
+#![forbid(unsafe_code)]
+
+mod cluster;
+
+use deepcluster_proto::v1::clusterer_server::{Clusterer as ClustererRpc, ClustererServer};
+use deepcluster_proto::v1::{AssignRequest, AssignResponse, ClusterRequest, ClusterResponse, assign_response, cluster_response};
+use deepcluster_service::jobs::Updates;
+use deepcluster_service::{Config, Jobs, Service, Update};
+use deepcluster_volume::Volume;
+use tokio_util::sync::CancellationToken;
+use tonic::service::RoutesBuilder;
+use tonic::{Request, Response, Status};
+
+/// The service.
+pub struct Clusterer {
+    volume: Volume,
+    threads: usize,
+}
+
+impl Clusterer {
+    /// A clusterer on this volume.
+    pub fn new(config: &Config) -> Self {
+        Self { volume: Volume::new(&config.volume), threads: config.threads }
+    }
+}
+
+impl Service for Clusterer {
+    fn names(&self) -> Vec<&'static str> {
+        vec!["deepcluster.v1.Clusterer"]
+    }
+
+    fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken) {
+        let rpc = Rpc { volume: self.volume.clone(), jobs: Jobs::new(shutdown.clone()) };
+        routes.add_service(ClustererServer::new(rpc));
+    }
+
+    async fn warm_up(&mut self) -> Result<(), String> {
+        // Matrix products of the whitening run on rayon's global threads.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
+        pool.map_err(|error| error.to_string())
+    }
+}
+
+struct Rpc {
+    volume: Volume,
+    jobs: Jobs,
+}
+
+#[tonic::async_trait]
+impl ClustererRpc for Rpc {
+    type ClusterStream = Updates<ClusterResponse>;
+    type AssignStream = Updates<AssignResponse>;
+
+    async fn cluster(&self, request: Request<ClusterRequest>) -> Result<Response<Self::ClusterStream>, Status> {
+        let request = request.into_inner();
+        let volume = self.volume.clone();
+        let wrap = |update| {
+            let update = match update {
+                Update::Progress(progress) => cluster_response::Update::Progress(progress),
+                Update::Done(result) => cluster_response::Update::Result(result),
+            };
+            ClusterResponse { update: Some(update) }
+        };
+        Ok(Response::new(self.jobs.start(move |context| cluster::cluster(&volume, &request, context), wrap)))
+    }
+
+    async fn assign(&self, request: Request<AssignRequest>) -> Result<Response<Self::AssignStream>, Status> {
+        let request = request.into_inner();
+        let volume = self.volume.clone();
+        let wrap = |update| {
+            let update = match update {
+                Update::Progress(progress) => assign_response::Update::Progress(progress),
+                Update::Done(result) => assign_response::Update::Result(result),
+            };
+            AssignResponse { update: Some(update) }
+        };
+        Ok(Response::new(self.jobs.start(move |context| cluster::assign(&volume, &request, context), wrap)))
+    }
+}

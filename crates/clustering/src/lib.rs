@@ -1,1 +1,23 @@
-//! placeholder
+//! From features to pseudo-labels: PCA, whitening and L2 normalisation, then k-means. The only crate that knows faiss.
+//!
+//! ```text
+//! shards ─► blocks ─► mean, covariance ─► leading eigenvectors ─► whitened rows ─► k-means ─► labels
+//! ```
+//!
+//! Features are never held whole: blocks of them pass by three times. What stays in memory is one covariance matrix
+//! and the whitened rows, `[N, 256]`.
+#![forbid(unsafe_code)]
+
+pub mod eigen;
+pub mod error;
+pub mod features;
+pub mod kmeans;
+pub mod whitening;
+
+pub use error::ClusteringError;
+pub use features::Features;
+pub use kmeans::Clusters;
+pub use whitening::Whitening;
+
+/// Told how far the work has come: phase, done, total. Returning an error stops it.
+pub type Progress<'a> = dyn FnMut(&str, u64, u64) -> Result<(), ClusteringError> + 'a;

@@ -62,8 +62,7 @@ struct Contingency {
 
 impl Contingency {
     fn new(a: &[i32], b: &[i32]) -> Self {
-        let pairs: Vec<(i32, i32)> =
-            a.iter().copied().zip(b.iter().copied()).filter(|(x, y)| *x >= 0 && *y >= 0).collect();
+        let pairs: Vec<(i32, i32)> = a.iter().copied().zip(b.iter().copied()).filter(|(x, y)| *x >= 0 && *y >= 0).collect();
         Self {
             total: pairs.len() as f64,
             sizes: [counts(pairs.iter().map(|p| p.0)), counts(pairs.iter().map(|p| p.1))],
@@ -93,9 +92,8 @@ impl Contingency {
     }
 
     fn mean_entropy(&self) -> f64 {
-        let entropy = |sizes: &[(i32, usize)]| -> f64 {
-            sizes.iter().map(|(_, n)| *n as f64 / self.total).map(|p| -p * p.ln()).sum()
-        };
+        let entropy =
+            |sizes: &[(i32, usize)]| -> f64 { sizes.iter().map(|(_, n)| *n as f64 / self.total).map(|p| -p * p.ln()).sum() };
         (entropy(&self.sizes[0]) + entropy(&self.sizes[1])) / 2.0
     }
 
@@ -116,11 +114,8 @@ impl Contingency {
                 for n in (a + b).saturating_sub(total).max(1)..=a.min(b) {
                     let share = n as f64 / self.total;
                     let gain = (self.total * n as f64 / (a as f64 * b as f64)).ln();
-                    let log_probability = fixed
-                        - log_factorial[n]
-                        - log_factorial[a - n]
-                        - log_factorial[b - n]
-                        - log_factorial[total + n - a - b];
+                    let log_probability =
+                        fixed - log_factorial[n] - log_factorial[a - n] - log_factorial[b - n] - log_factorial[total + n - a - b];
                     inner += share * gain * log_probability.exp();
                 }
                 sum += inner * (times_a * times_b) as f64;

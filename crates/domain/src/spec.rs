@@ -289,13 +289,7 @@ mod tests {
     #[test]
     fn the_defaults_are_valid_and_every_mistake_is_named_at_once() {
         assert_eq!(RunSpec::default().validate(), Ok(()));
-        let spec = RunSpec {
-            image_size: 32,
-            batch: 0,
-            learning_rate: f64::NAN,
-            k: ClusterCount::Fixed(1),
-            ..RunSpec::default()
-        };
+        let spec = RunSpec { image_size: 32, batch: 0, learning_rate: f64::NAN, k: ClusterCount::Fixed(1), ..RunSpec::default() };
         let sentence = spec.validate().unwrap_err().to_string();
         for part in ["k must be", "image size 32 is too small for alexnet, which needs at least 63", "batch", "learning rate"] {
             assert!(sentence.contains(part), "{sentence}");

@@ -1,1 +1,79 @@
-//! placeholder
+//! The extractor: images of one shard in, features on the volume out.
+//!
+//! ```text
+//! Extract ─► verify inputs ─► decode ahead (threads) ─► eval-mode forward ─► features/00003.npy ─► result
+//! ```
+#![forbid(unsafe_code)]
+
+mod extract;
+
+use deepcluster_network::check_libtorch;
+use deepcluster_proto::v1::extractor_server::{Extractor as ExtractorRpc, ExtractorServer};
+use deepcluster_proto::v1::{ExtractRequest, ExtractResponse, extract_response};
+use deepcluster_service::jobs::Updates;
+use deepcluster_service::{Config, Jobs, Service, Update};
+use deepcluster_volume::Volume;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use tonic::service::RoutesBuilder;
+use tonic::{Request, Response, Status};
+
+/// What an extractor needs to know of its machine.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) volume: Volume,
+    pub(crate) images: PathBuf,
+    pub(crate) threads: usize,
+}
+
+/// The service.
+pub struct Extractor {
+    place: Arc<Place>,
+}
+
+impl Extractor {
+    /// An extractor on this volume and these images.
+    pub fn new(config: &Config) -> Self {
+        let place = Place { volume: Volume::new(&config.volume), images: config.images.clone(), threads: config.threads };
+        Self { place: Arc::new(place) }
+    }
+}
+
+impl Service for Extractor {
+    fn names(&self) -> Vec<&'static str> {
+        vec!["deepcluster.v1.Extractor"]
+    }
+
+    fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken) {
+        let rpc = Rpc { place: Arc::clone(&self.place), jobs: Jobs::new(shutdown.clone()) };
+        routes.add_service(ExtractorServer::new(rpc));
+    }
+
+    async fn warm_up(&mut self) -> Result<(), String> {
+        tokio::task::spawn_blocking(check_libtorch).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+}
+
+struct Rpc {
+    place: Arc<Place>,
+    jobs: Jobs,
+}
+
+#[tonic::async_trait]
+impl ExtractorRpc for Rpc {
+    type ExtractStream = Updates<ExtractResponse>;
+
+    async fn extract(&self, request: Request<ExtractRequest>) -> Result<Response<Self::ExtractStream>, Status> {
+        let request = request.into_inner();
+        let place = Arc::clone(&self.place);
+        let wrap = |update| {
+            let update = match update {
+                Update::Progress(progress) => extract_response::Update::Progress(progress),
+                Update::Done(result) => extract_response::Update::Result(result),
+            };
+            ExtractResponse { update: Some(update) }
+        };
+        Ok(Response::new(self.jobs.start(move |context| extract::extract(&place, &request, context), wrap)))
+    }
+}

@@ -84,9 +84,12 @@ impl Transformer {
         let failed = |error: &dyn std::fmt::Display| Unreadable(format!("cannot be resized: {error}"));
         let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
         let mut target = Image::from_slice_u8(to.0, to.1, out, PixelType::U8x3).map_err(|e| failed(&e))?;
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-            .crop(crop.left.into(), crop.top.into(), crop.width.into(), crop.height.into());
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
+            crop.left.into(),
+            crop.top.into(),
+            crop.width.into(),
+            crop.height.into(),
+        );
         self.resizer.resize(&source, &mut target, &options).map_err(|e| failed(&e))
     }
 }

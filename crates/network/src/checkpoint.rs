@@ -76,7 +76,12 @@ pub fn publish(path: &Path, contents: &Contents<'_>) -> Result<Digest, NetworkEr
         blobs.push(Blob::of(name.clone(), tensor)?);
         if let Some(layer) = name.strip_suffix("running_mean") {
             let counter = contents.n_steps.to_le_bytes().to_vec();
-            blobs.push(Blob { name: format!("{layer}num_batches_tracked"), dtype: Dtype::I64, shape: Vec::new(), bytes: counter });
+            blobs.push(Blob {
+                name: format!("{layer}num_batches_tracked"),
+                dtype: Dtype::I64,
+                shape: Vec::new(),
+                bytes: counter,
+            });
         }
     }
     for (leaf, tensor) in ["weight", "bias"].into_iter().zip(contents.top_layer) {

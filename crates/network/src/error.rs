@@ -38,3 +38,10 @@ impl From<TchError> for NetworkError {
         Self::Torch(text.lines().next().unwrap_or_default().to_owned())
     }
 }
+
+impl NetworkError {
+    /// Whether the request asked for something that this machine or these numbers do not allow; trying again is no use.
+    pub fn is_callers_fault(&self) -> bool {
+        matches!(self, Self::Device(_) | Self::NotFinite { .. } | Self::Checkpoint { .. })
+    }
+}

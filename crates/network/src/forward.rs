@@ -116,7 +116,8 @@ impl Network {
                 x.f_conv2d(&self.cast(name, "weight")?, bias.as_ref(), *stride, *padding, 1, 1)?
             }
             Layer::BatchNorm { name, .. } => {
-                let [weight, bias, mean, var] = ["weight", "bias", "running_mean", "running_var"].map(|leaf| self.get(name, leaf));
+                let [weight, bias, mean, var] =
+                    ["weight", "bias", "running_mean", "running_var"].map(|leaf| self.get(name, leaf));
                 x.f_batch_norm(Some(weight?), Some(bias?), Some(mean?), Some(var?), mode.is_train(), 0.1, 1e-5, true)?
             }
             Layer::Relu => x.f_relu_()?,

@@ -147,9 +147,13 @@ fn conv(name: String, from: i64, to: i64, kernel: i64, stride: i64, padding: i64
 fn alexnet(channels: i64, side: i64) -> Vec<Layer> {
     let mut layers = Vec::new();
     let mut from = channels;
-    for (index, to, kernel, stride, padding, pool) in
-        [(0, 96, 11, 4, 2, true), (4, 256, 5, 1, 2, true), (8, 384, 3, 1, 1, false), (11, 384, 3, 1, 1, false), (14, 256, 3, 1, 1, true)]
-    {
+    for (index, to, kernel, stride, padding, pool) in [
+        (0, 96, 11, 4, 2, true),
+        (4, 256, 5, 1, 2, true),
+        (8, 384, 3, 1, 1, false),
+        (11, 384, 3, 1, 1, false),
+        (14, 256, 3, 1, 1, true),
+    ] {
         layers.push(conv(format!("features.{index}"), from, to, kernel, stride, padding));
         layers.push(Layer::BatchNorm { name: format!("features.{}", index + 1), channels: to });
         layers.push(Layer::Relu);
@@ -225,7 +229,9 @@ fn residual(name: &str, block: Block, from: i64, width: i64, to: i64, stride: i6
     };
     let stages = match block {
         Block::Basic => vec![numbered(1, from, width, 3, stride), numbered(2, width, to, 3, 1)],
-        Block::Bottleneck => vec![numbered(1, from, width, 1, 1), numbered(2, width, width, 3, stride), numbered(3, width, to, 1, 1)],
+        Block::Bottleneck => {
+            vec![numbered(1, from, width, 1, 1), numbered(2, width, width, 3, stride), numbered(3, width, to, 1, 1)]
+        }
     };
     let shortcut = if from != to || stride != 1 {
         conv_bn(&format!("{name}.downsample.0"), &format!("{name}.downsample.1"), from, to, 1, stride, 0)
@@ -262,16 +268,28 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_official_checkpoints() {
-        let names = |architecture| -> Vec<String> { Plan::new(architecture, 224, true).weights().into_iter().map(|w| w.name).collect() };
+        let names =
+            |architecture| -> Vec<String> { Plan::new(architecture, 224, true).weights().into_iter().map(|w| w.name).collect() };
         let alexnet = names(Architecture::AlexNet);
-        assert_eq!(alexnet[..6], ["features.0.weight", "features.0.bias", "features.1.weight", "features.1.bias", "features.1.running_mean", "features.1.running_var"]);
+        assert_eq!(
+            alexnet[..6],
+            [
+                "features.0.weight",
+                "features.0.bias",
+                "features.1.weight",
+                "features.1.bias",
+                "features.1.running_mean",
+                "features.1.running_var"
+            ]
+        );
         assert_eq!(alexnet.last().map(String::as_str), Some("classifier.4.bias"));
         assert!(names(Architecture::Vgg16).contains(&"features.41.running_var".to_owned()));
         let resnet = names(Architecture::ResNet50);
         for name in ["conv1.weight", "layer2.0.downsample.1.running_mean", "layer4.2.conv3.weight"] {
             assert!(resnet.contains(&name.to_owned()), "{name}");
         }
-        let first_linear = Plan::new(Architecture::AlexNet, 64, true).weights().into_iter().find(|w| w.name == "classifier.1.weight");
+        let first_linear =
+            Plan::new(Architecture::AlexNet, 64, true).weights().into_iter().find(|w| w.name == "classifier.1.weight");
         assert_eq!(first_linear.unwrap().shape, [4096, 256]);
     }
 }

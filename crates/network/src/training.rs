@@ -99,11 +99,11 @@ impl TrainingPass {
         self
     }
 
-    /// One step on RGB bytes `[n, size, size, 3]` with their pseudo-labels; the mean cross-entropy, still on the device.
+    /// One step on RGB bytes `[n, size, size, 3]` with their pseudo-labels; the mean cross-entropy.
     ///
     /// # Errors
     /// When libtorch is out of memory.
-    pub fn step(&mut self, pixels: &[u8], labels: &[i64], step: u64) -> Result<Tensor, NetworkError> {
+    pub fn step(&mut self, pixels: &[u8], labels: &[i64], step: u64) -> Result<f64, NetworkError> {
         let images = self.network.runtime.input(pixels, self.network.plan.image_size)?;
         self.step_on(&images, labels, step)
     }
@@ -112,7 +112,7 @@ impl TrainingPass {
     ///
     /// # Errors
     /// As there.
-    pub fn step_on(&mut self, images: &Tensor, labels: &[i64], step: u64) -> Result<Tensor, NetworkError> {
+    pub fn step_on(&mut self, images: &Tensor, labels: &[i64], step: u64) -> Result<f64, NetworkError> {
         // Dropout draws from (seed, epoch, step), so that a resumed epoch draws the same.
         tch::manual_seed(self.seeds.number(Purpose::Dropout, step) as i64);
         let labels = Tensor::f_from_slice(labels)?.f_to(self.network.runtime.device)?;
@@ -127,7 +127,7 @@ impl TrainingPass {
         let gradients = Tensor::f_run_backward(&[&loss], &self.weights, false, false)?;
         self.descend(&gradients)?;
         self.n_steps += 1;
-        Ok(loss.f_detach()?)
+        Ok(loss.f_double_value(&[])?)
     }
 
     /// PyTorch's SGD: g += decay · w; buffer = momentum · buffer + g; w -= rate · buffer.

@@ -1,1 +1,79 @@
-//! placeholder
+//! The trainer: pseudo-labels in, a network that has learned them out.
+//!
+//! ```text
+//! Train ─► list uniform over clusters ─► augmented batches ahead ─► SGD steps ─► checkpoint.safetensors ─► result
+//! ```
+#![forbid(unsafe_code)]
+
+mod train;
+
+use deepcluster_network::check_libtorch;
+use deepcluster_proto::v1::trainer_server::{Trainer as TrainerRpc, TrainerServer};
+use deepcluster_proto::v1::{TrainRequest, TrainResponse, train_response};
+use deepcluster_service::jobs::Updates;
+use deepcluster_service::{Config, Jobs, Service, Update};
+use deepcluster_volume::Volume;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use tonic::service::RoutesBuilder;
+use tonic::{Request, Response, Status};
+
+/// What a trainer needs to know of its machine.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) volume: Volume,
+    pub(crate) images: PathBuf,
+    pub(crate) threads: usize,
+}
+
+/// The service.
+pub struct Trainer {
+    place: Arc<Place>,
+}
+
+impl Trainer {
+    /// A trainer on this volume and these images.
+    pub fn new(config: &Config) -> Self {
+        let place = Place { volume: Volume::new(&config.volume), images: config.images.clone(), threads: config.threads };
+        Self { place: Arc::new(place) }
+    }
+}
+
+impl Service for Trainer {
+    fn names(&self) -> Vec<&'static str> {
+        vec!["deepcluster.v1.Trainer"]
+    }
+
+    fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken) {
+        let rpc = Rpc { place: Arc::clone(&self.place), jobs: Jobs::new(shutdown.clone()) };
+        routes.add_service(TrainerServer::new(rpc));
+    }
+
+    async fn warm_up(&mut self) -> Result<(), String> {
+        tokio::task::spawn_blocking(check_libtorch).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+}
+
+struct Rpc {
+    place: Arc<Place>,
+    jobs: Jobs,
+}
+
+#[tonic::async_trait]
+impl TrainerRpc for Rpc {
+    type TrainStream = Updates<TrainResponse>;
+
+    async fn train(&self, request: Request<TrainRequest>) -> Result<Response<Self::TrainStream>, Status> {
+        let request = request.into_inner();
+        let place = Arc::clone(&self.place);
+        let wrap = |update| {
+            let update = match update {
+                Update::Progress(progress) => train_response::Update::Progress(progress),
+                Update::Done(result) => train_response::Update::Result(result),
+            };
+            TrainResponse { update: Some(update) }
+        };
+        Ok(Response::new(self.jobs.start(move |context| train::train(&place, &request, context), wrap)))
+    }
+}

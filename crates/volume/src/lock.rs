@@ -21,13 +21,8 @@ impl VolumeLock {
     pub fn take(root: &Path) -> Result<Self, VolumeError> {
         create_folder(root)?;
         let path = root.join(".owner");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(VolumeError::io(&path))?;
+        let mut file =
+            OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(VolumeError::io(&path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

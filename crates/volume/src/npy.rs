@@ -3,8 +3,8 @@
 //! Files are read by position into buffers of the caller, not mapped: memory stays bounded by the block that is being
 //! worked on, and a file that another process cuts short gives an error, where a map would kill the process (SIGBUS).
 
-use crate::publish::{AtomicFile, Digest};
 use crate::VolumeError;
+use crate::publish::{AtomicFile, Digest};
 use deepcluster_domain::FeatureDtype;
 use half::f16;
 use half::slice::HalfFloatSliceExt;

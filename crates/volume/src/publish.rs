@@ -178,8 +178,7 @@ pub fn sweep(folder: &Path) -> Result<(), VolumeError> {
 /// # Errors
 /// When that is not possible.
 pub fn create_folder(folder: &Path) -> Result<(), VolumeError> {
-    fs::create_dir_all(folder)
-        .map_err(|source| VolumeError::Io { path: folder.to_owned(), source })
+    fs::create_dir_all(folder).map_err(|source| VolumeError::Io { path: folder.to_owned(), source })
 }
 
 fn remove_any(path: &Path) -> Result<(), VolumeError> {

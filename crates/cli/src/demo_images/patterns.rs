@@ -124,7 +124,12 @@ fn scattered(at: Point, salt: u32) -> impl Iterator<Item = Thing> {
 
 /// Four octaves of smooth noise, from 0 to 1.
 pub(super) fn turbulence(at: Point, salt: u32) -> f32 {
-    (0..4).map(|octave| noise(at.map(|along| along * (1 << octave) as f32), salt.wrapping_add(octave)) * 0.5f32.powi(octave as i32 + 1)).sum::<f32>() / 0.9375
+    (0..4)
+        .map(|octave| {
+            noise(at.map(|along| along * (1 << octave) as f32), salt.wrapping_add(octave)) * 0.5f32.powi(octave as i32 + 1)
+        })
+        .sum::<f32>()
+        / 0.9375
 }
 
 /// Smooth noise, from 0 to 1, with about one hill a unit.
@@ -138,7 +143,8 @@ fn noise(at: Point, salt: u32) -> f32 {
 
 /// A number from 0 to 1 that belongs to a cell of the plane; a hash, as no table could cover the plane.
 fn chance(column: i32, row: i32, salt: u32) -> f32 {
-    let mut mixed = (column as u32).wrapping_mul(0x9E37_79B1) ^ (row as u32).wrapping_mul(0x85EB_CA77) ^ salt.wrapping_mul(0xC2B2_AE3D);
+    let mut mixed =
+        (column as u32).wrapping_mul(0x9E37_79B1) ^ (row as u32).wrapping_mul(0x85EB_CA77) ^ salt.wrapping_mul(0xC2B2_AE3D);
     for _ in 0..2 {
         mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x2C1B_3C6D);
         mixed ^= mixed >> 13;

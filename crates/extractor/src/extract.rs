@@ -1,0 +1,82 @@
+//! One shard, from request to result.
+
+use crate::Place;
+use deepcluster_images::{BatchLoader, Request, View};
+use deepcluster_network::{Network, NetworkError, Runtime};
+use deepcluster_proto::FieldError;
+use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, Progress, SkippedImage};
+use deepcluster_service::JobContext;
+use deepcluster_service::requests::{self, file_to_wire, volume_status};
+use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::npy::ArrayWriter;
+use tonic::Status;
+use tracing::info;
+
+/// Computes and publishes the features of one shard.
+pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobContext) -> Result<ExtractResult, Status> {
+    requests::run_and_epoch(&request.run_id, request.epoch)?;
+    let spec = requests::network_spec(request.network.as_ref(), request.seed)?;
+    let dtype = FeatureDtype::to_domain(request.feature_dtype)?;
+    let output = requests::output(&place.volume, &request.output)?;
+    if !(1..=65_536).contains(&request.batch) {
+        return Err(FieldError::new("batch", "must lie between 1 and 65536").into());
+    }
+    let images = request.images.as_ref().ok_or_else(|| FieldError::new("images", "is missing"))?;
+    let folder = requests::images_folder(&place.images, &images.root)?;
+    let list = requests::verified(&place.volume, "images.list", images.list.as_ref())?;
+    let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
+    let shard = shard_of(&entries, request)?;
+
+    progress(context, "load", 0, shard.len())?;
+    let checkpoint = request.network.as_ref().and_then(|network| network.checkpoint.as_ref());
+    let checkpoint = checkpoint.map(|file| requests::verified(&place.volume, "network.checkpoint", Some(file))).transpose()?;
+    let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(network_status)?;
+    let network = Network::load(&spec, runtime, checkpoint.as_deref()).map_err(network_status)?;
+    let width = network.plan.embedding as usize;
+
+    let wanted = shard
+        .iter()
+        .map(|entry| Request { path: entry.skipped.is_none().then(|| folder.join(entry.as_path())), view: View::Center });
+    let batches = BatchLoader::start(wanted.collect(), request.batch as usize, spec.image_size, place.threads)
+        .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    let shape = [shard.len(), width];
+    let mut writer = ArrayWriter::create(&output, dtype.into(), &shape).map_err(|error| volume_status(&error))?;
+    let mut skipped = Vec::new();
+    for batch in batches {
+        let mut features = network.features(&batch.pixels).map_err(network_status)?;
+        for (at, why) in batch.unreadable {
+            let index = request.first_image + at as u64;
+            skipped.push(SkippedImage { index, reason: why.to_string() });
+        }
+        // Rows of images that could not be read are zero, whatever the network makes of black pixels.
+        for row in 0..batch.len {
+            let index = request.first_image + (batch.first + row) as u64;
+            if shard[batch.first + row].skipped.is_some() || skipped.iter().any(|image| image.index == index) {
+                features[row * width..(row + 1) * width].fill(0.0);
+            }
+        }
+        writer.push(&features).map_err(|error| volume_status(&error))?;
+        progress(context, "images", batch.first + batch.len, shard.len())?;
+    }
+    let digest = writer.commit().map_err(|error| volume_status(&error))?;
+    let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
+    info!(shard = request.shard, images = shard.len(), skipped = skipped.len(), "shard extracted");
+    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped })
+}
+
+fn shard_of<'a>(entries: &'a [ImageEntry], request: &ExtractRequest) -> Result<&'a [ImageEntry], Status> {
+    let end = request.first_image.checked_add(request.n_images);
+    let range = request.first_image as usize..end.unwrap_or(u64::MAX) as usize;
+    match entries.get(range) {
+        Some(shard) if !shard.is_empty() => Ok(shard),
+        _ => Err(FieldError::new("n_images", format!("the shard is no part of the {} images", entries.len())).into()),
+    }
+}
+
+fn progress(context: &JobContext, phase: &str, done: usize, total: usize) -> Result<(), Status> {
+    context.progress(Progress { phase: phase.to_owned(), done: done as u64, total: total as u64, loss: 0.0 })
+}
+
+fn network_status(error: NetworkError) -> Status {
+    requests::work_status(&error, error.is_callers_fault())
+}

@@ -1,0 +1,184 @@
+//! Configuration: raw flags and `DC_*` variables become a checked [`Config`], all mistakes reported at once.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+/// The flags that every service has, unchecked.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Where to listen, as HOST:PORT; or "stdin" for a listening socket that was handed over as standard input
+    #[arg(long, env = "DC_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Root of the shared volume
+    #[arg(long, env = "DC_VOLUME", value_name = "DIR")]
+    pub volume: Option<String>,
+    /// Folder below which all images lie
+    #[arg(long, env = "DC_IMAGES", value_name = "DIR", default_value = "/")]
+    pub images: String,
+    /// CPU threads to compute with; 0 for all cores
+    #[arg(long, env = "DC_THREADS", value_name = "N", default_value = "0")]
+    pub threads: String,
+    /// What to log: error, warn, info, debug, or filters like deepcluster_trainer=debug
+    #[arg(long, env = "DC_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// How to log: text or json
+    #[arg(long, env = "DC_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    pub log_format: String,
+    /// Stop when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub die_with_parent: bool,
+}
+
+/// Checked configuration of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Listen,
+    /// Root of the shared volume.
+    pub volume: PathBuf,
+    /// Folder below which all images lie.
+    pub images: PathBuf,
+    /// CPU threads to compute with, at least 1.
+    pub threads: usize,
+    /// Log filter.
+    pub log: String,
+    /// Log format.
+    pub log_json: bool,
+    /// Whether to end with the parent process.
+    pub die_with_parent: bool,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A socket of our own.
+    Address(SocketAddr),
+    /// A listening socket that the parent keeps open across our deaths, so that the address never changes.
+    Stdin,
+}
+
+/// Every mistake of a configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct ConfigError(pub Vec<String>);
+
+impl Options {
+    /// Checks everything. `default_listen` counts when no address is given.
+    ///
+    /// # Errors
+    /// One clause for every mistake.
+    pub fn check(&self, default_listen: &str) -> Result<Config, ConfigError> {
+        let mut mistakes = Vec::new();
+        let listen = parse_listen(self.listen.as_deref().unwrap_or(default_listen)).unwrap_or_else(|mistake| {
+            mistakes.push(mistake);
+            Listen::Stdin
+        });
+        let volume = self.volume.clone().unwrap_or_default();
+        if volume.is_empty() {
+            mistakes.push("--volume (DC_VOLUME) is missing".to_owned());
+        }
+        let images = PathBuf::from(&self.images);
+        if !images.is_dir() {
+            mistakes.push(format!("--images '{}' is not a folder", self.images));
+        }
+        let threads = self.threads.parse().unwrap_or_else(|_| {
+            mistakes.push(format!("--threads '{}' is not a number", self.threads));
+            1
+        });
+        if !["text", "json"].contains(&self.log_format.as_str()) {
+            mistakes.push(format!("--log-format '{}' is neither text nor json", self.log_format));
+        }
+        if let Err(error) = self.log.parse::<tracing_subscriber::EnvFilter>() {
+            mistakes.push(format!("--log '{}': {error}", self.log));
+        }
+        if !mistakes.is_empty() {
+            return Err(ConfigError(mistakes));
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Config {
+            listen,
+            volume: volume.into(),
+            images,
+            threads: if threads == 0 { cores() } else { threads },
+            log: self.log.clone(),
+            log_json: self.log_format == "json",
+            die_with_parent: self.die_with_parent,
+        })
+    }
+}
+
+impl Listen {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// One sentence that names the address, as when the port is in use.
+    pub fn bind(&self) -> Result<TcpListener, String> {
+        let listener = match self {
+            Self::Address(address) => {
+                TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?
+            }
+            Self::Stdin => {
+                let stdin = std::io::stdin();
+                let socket = stdin.as_fd().try_clone_to_owned().map_err(|error| format!("standard input: {error}"))?;
+                let listener = TcpListener::from(socket);
+                listener.local_addr().map_err(|error| format!("standard input is no listening socket: {error}"))?;
+                listener
+            }
+        };
+        listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+        Ok(listener)
+    }
+}
+
+fn parse_listen(text: &str) -> Result<Listen, String> {
+    if text == "stdin" {
+        return Ok(Listen::Stdin);
+    }
+    let addresses = text.to_socket_addrs().map_err(|error| format!("--listen '{text}': {error}"))?;
+    addresses.into_iter().next().map(Listen::Address).ok_or_else(|| format!("--listen '{text}' has no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Options {
+        Options {
+            listen: None,
+            volume: Some("/tmp".to_owned()),
+            images: "/".to_owned(),
+            threads: "2".to_owned(),
+            log: "info".to_owned(),
+            log_format: "text".to_owned(),
+            die_with_parent: false,
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let config = options().check("127.0.0.1:7071").unwrap();
+        assert_eq!(config.threads, 2);
+        assert_eq!(config.listen, Listen::Address("127.0.0.1:7071".parse().unwrap()));
+        let broken = Options {
+            listen: Some("nowhere".to_owned()),
+            volume: None,
+            images: "/no/such/folder".to_owned(),
+            threads: "many".to_owned(),
+            log_format: "xml".to_owned(),
+            ..options()
+        };
+        let sentence = broken.check("127.0.0.1:1").unwrap_err().to_string();
+        for part in ["--listen 'nowhere'", "--volume", "/no/such/folder", "many", "xml"] {
+            assert!(sentence.contains(part), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let sentence = Listen::Address(address).bind().unwrap_err();
+        assert!(sentence.contains(&address.to_string()), "{sentence}");
+    }
+}

@@ -1,0 +1,217 @@
+//! Long work behind a server stream: on a thread of its own, one job at a time, with progress, heartbeats and cancellation.
+//!
+//! ```text
+//! request ─► gate (one job at a time) ─► thread ─► progress … progress ─► result
+//!                     └── heartbeat every two seconds, also while waiting ──┘
+//! ```
+//!
+//! Dropping the stream cancels the token that the work looks at between its steps.
+
+use deepcluster_proto::v1::Progress;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio_stream::Stream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Status;
+use tracing::{Span, info, warn};
+
+/// Longest silence on a stream.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// What a job tells its caller.
+#[derive(Clone, Debug)]
+pub enum Update<R> {
+    /// How far it has come.
+    Progress(Progress),
+    /// What came out; the last message.
+    Done(R),
+}
+
+/// The stream that answers a call.
+pub type Updates<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
+
+/// What running work may ask and tell.
+pub struct JobContext {
+    progress: watch::Sender<Progress>,
+    cancelled: CancellationToken,
+}
+
+impl JobContext {
+    /// Tells how far the work has come; only the latest word reaches the caller.
+    ///
+    /// # Errors
+    /// CANCELLED when nobody waits for the result any more.
+    pub fn progress(&self, progress: Progress) -> Result<(), Status> {
+        if self.cancelled.is_cancelled() {
+            return Err(Status::cancelled("the caller went away"));
+        }
+        self.progress.send_replace(progress);
+        Ok(())
+    }
+}
+
+/// Runs jobs one at a time. Clones share the gate.
+#[derive(Clone)]
+pub struct Jobs {
+    gate: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl Jobs {
+    /// A gate that opens for one job at a time and closes at shutdown.
+    pub fn new(shutdown: CancellationToken) -> Self {
+        Self { gate: Arc::new(Semaphore::new(1)), shutdown }
+    }
+
+    /// Starts `work` when its turn has come; `wrap` makes the messages of the call's stream.
+    pub fn start<R, M>(
+        &self,
+        work: impl FnOnce(&JobContext) -> Result<R, Status> + Send + 'static,
+        wrap: impl Fn(Update<R>) -> M + Send + 'static,
+    ) -> Updates<M>
+    where
+        R: Send + 'static,
+        M: Send + 'static,
+    {
+        // A drained worker stops computing: whoever asked asks somebody else, and gets the same files.
+        let cancelled = self.shutdown.child_token();
+        let guard = cancelled.clone().drop_guard();
+        let (messages, stream) = tokio::sync::mpsc::channel(4);
+        let gate = Arc::clone(&self.gate);
+        let driver = Driver { messages, cancelled, shutdown: self.shutdown.clone() };
+        tokio::spawn(driver.drive(gate, work, wrap));
+        Box::pin(GuardedStream { inner: tokio_stream::wrappers::ReceiverStream::new(stream), _guard: guard })
+    }
+}
+
+/// Passes what the work says on to the stream.
+struct Driver<M> {
+    messages: tokio::sync::mpsc::Sender<Result<M, Status>>,
+    cancelled: CancellationToken,
+    shutdown: CancellationToken,
+}
+
+impl<M: Send + 'static> Driver<M> {
+    async fn drive<R: Send + 'static>(
+        self,
+        gate: Arc<Semaphore>,
+        work: impl FnOnce(&JobContext) -> Result<R, Status> + Send + 'static,
+        wrap: impl Fn(Update<R>) -> M + Send + 'static,
+    ) {
+        let waiting = Progress { phase: "wait".to_owned(), ..Progress::default() };
+        let (progress, mut latest) = watch::channel(waiting.clone());
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        let turn = gate.acquire_owned();
+        tokio::pin!(turn);
+        let permit = loop {
+            tokio::select! {
+                biased;
+                permit = &mut turn => match permit {
+                    Ok(permit) => break permit,
+                    Err(_) => return,
+                },
+                () = self.cancelled.cancelled() => return self.finish(Err(Status::cancelled("cancelled while waiting"))).await,
+                _ = beat.tick() => if self.messages.send(Ok(wrap(Update::Progress(waiting.clone())))).await.is_err() { return },
+            }
+        };
+        let context = JobContext { progress, cancelled: self.cancelled.clone() };
+        let span = Span::current();
+        let (sender, result) = tokio::sync::oneshot::channel();
+        let (started, _keep) = mpsc::channel::<()>();
+        let spawned = thread::Builder::new().name("job".to_owned()).spawn(move || {
+            let _turn = permit;
+            drop(started);
+            let outcome = span.in_scope(|| work(&context));
+            let _ = sender.send(outcome);
+        });
+        if let Err(error) = spawned {
+            return self.finish(Err(Status::resource_exhausted(format!("no thread for the job: {error}")))).await;
+        }
+        tokio::pin!(result);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut result => {
+                    let outcome = outcome.unwrap_or_else(|_| Err(Status::internal("the job panicked; see the log of the worker")));
+                    return self.finish(outcome.map(|done| wrap(Update::Done(done)))).await;
+                }
+                _ = beat.tick() => {}
+                changed = latest.changed() => if changed.is_err() { continue },
+            }
+            let progress = latest.borrow_and_update().clone();
+            if self.messages.send(Ok(wrap(Update::Progress(progress)))).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn finish(&self, outcome: Result<M, Status>) {
+        let outcome = match outcome {
+            // What a draining worker leaves undone is for another to do.
+            Err(status) if status.code() == tonic::Code::Cancelled && self.shutdown.is_cancelled() => {
+                Err(Status::unavailable("the worker is shutting down"))
+            }
+            other => other,
+        };
+        match &outcome {
+            Ok(_) => info!("job done"),
+            Err(status) => warn!(code = ?status.code(), message = status.message(), "job failed"),
+        }
+        let _ = self.messages.send(outcome).await;
+    }
+}
+
+/// A stream whose end, however it comes, cancels the job.
+struct GuardedStream<S> {
+    inner: S,
+    _guard: DropGuard,
+}
+
+impl<S: Stream + Unpin> Stream for GuardedStream<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<S::Item>> {
+        Pin::new(&mut self.inner).poll_next(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_stream::StreamExt;
+
+    #[tokio::test]
+    async fn work_reports_progress_and_ends_in_its_result() {
+        let jobs = Jobs::new(CancellationToken::new());
+        let work = |context: &JobContext| {
+            context.progress(Progress { done: 3, ..Progress::default() })?;
+            Ok(42)
+        };
+        let updates: Vec<_> = jobs.start(work, |update| update).collect().await;
+        assert!(matches!(updates.last(), Some(Ok(Update::Done(42)))));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_stream_cancels_the_work_and_a_panic_is_an_error() {
+        let jobs = Jobs::new(CancellationToken::new());
+        let (ended, wait) = tokio::sync::oneshot::channel();
+        let endless = move |context: &JobContext| {
+            while context.progress(Progress::default()).is_ok() {
+                thread::yield_now();
+            }
+            let _ = ended.send(());
+            Ok(())
+        };
+        let mut stream = jobs.start(endless, |update| update);
+        assert!(stream.next().await.is_some());
+        drop(stream);
+        wait.await.unwrap();
+        let outcome = jobs.start(|_| -> Result<(), Status> { std::panic::panic_any("oh") }, |update| update);
+        let last = outcome.collect::<Vec<_>>().await.pop().unwrap();
+        assert_eq!(last.unwrap_err().code(), tonic::Code::Internal);
+    }
+}

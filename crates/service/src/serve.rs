@@ -1,0 +1,141 @@
+//! From configuration to a drained server.
+
+use crate::{Config, telemetry};
+use std::net::TcpListener;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tonic::service::RoutesBuilder;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+use tracing::{info, warn};
+
+/// Longest time between SIGTERM and the end: calls that are not done by then are repeated elsewhere.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Why a service ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// It cannot start like this: a port in use, a volume that is owned, a library that is missing.
+    #[error("{0}")]
+    Setup(String),
+    /// It fell over.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What makes a server this service.
+pub trait Service: Send + 'static {
+    /// Full names of its gRPC services, for health.
+    fn names(&self) -> Vec<&'static str>;
+
+    /// Adds its gRPC services. `shutdown` is cancelled when the server is to drain.
+    fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken);
+
+    /// Everything that must work before it says SERVING.
+    ///
+    /// # Errors
+    /// One sentence; the process then ends.
+    fn warm_up(&mut self) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// Runs a service until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// When it cannot start, or the server fails.
+pub fn run<S: Service>(config: &Config, service: S) -> Result<(), ServeError> {
+    telemetry::init(config);
+    if config.die_with_parent {
+        die_with_parent()?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // Computing happens on threads of its own; these only pass messages.
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| ServeError::Setup(error.to_string()))?;
+    let listener = config.listen.bind().map_err(ServeError::Setup)?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        serve(listener, service, shutdown).await
+    })
+}
+
+/// Serves on a listener until `shutdown` is cancelled, then drains.
+///
+/// # Errors
+/// When warming up or the server fails.
+pub async fn serve<S: Service>(listener: TcpListener, mut service: S, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let failed = |error: &dyn std::fmt::Display| ServeError::Failed(error.to_string());
+    let address = listener.local_addr().map_err(|error| failed(&error))?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| failed(&error))?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let names = service.names();
+    set_health(&health, &names, false).await;
+    let mut routes = RoutesBuilder::default();
+    routes.add_service(health_service);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(deepcluster_proto::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| failed(&error))?;
+    routes.add_service(reflection);
+    service.add_to(&mut routes, &shutdown);
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let drain = shutdown.clone();
+    let mut server = tokio::spawn(
+        Server::builder()
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .add_routes(routes.routes())
+            .serve_with_incoming_shutdown(incoming, async move { drain.cancelled().await }),
+    );
+    info!(%address, "listening");
+    service.warm_up().await.map_err(ServeError::Setup)?;
+    set_health(&health, &names, true).await;
+    info!("ready");
+    tokio::select! {
+        ended = &mut server => return ended.map_err(|error| failed(&error))?.map_err(|error| failed(&error)),
+        () = shutdown.cancelled() => {}
+    }
+    info!("draining");
+    set_health(&health, &names, false).await;
+    match tokio::time::timeout(DRAIN, &mut server).await {
+        Ok(ended) => ended.map_err(|error| failed(&error))?.map_err(|error| failed(&error)),
+        Err(_) => {
+            warn!(seconds = DRAIN.as_secs(), "calls are still open, ending all the same");
+            Ok(())
+        }
+    }
+}
+
+async fn set_health(health: &HealthReporter, names: &[&'static str], ready: bool) {
+    let status = if ready { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+    for name in names.iter().chain(&[""]) {
+        health.set_service_status(name, status).await;
+    }
+}
+
+async fn cancel_on_signal(shutdown: CancellationToken) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        warn!("cannot listen for signals");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    shutdown.cancel();
+}
+
+/// A parent that is killed cannot clean up; the kernel tells its children.
+fn die_with_parent() -> Result<(), ServeError> {
+    let parent = nix::unistd::getppid();
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(|error| ServeError::Setup(error.to_string()))?;
+    // It may have died before the kernel knew of our wish.
+    if nix::unistd::getppid() != parent || parent.as_raw() == 1 {
+        return Err(ServeError::Setup("the process that started this one has ended".to_owned()));
+    }
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! The trainer as a process.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use deepcluster_service::{Options, ServeError, run};
+use std::process::ExitCode;
+
+/// DeepCluster's trainer
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn main() -> ExitCode {
+    let config = match Cli::parse().options.check("127.0.0.1:7073") {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("deepcluster-trainer: {mistakes}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&config, deepcluster_trainer::Trainer::new(&config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("deepcluster-trainer: {error}");
+            ExitCode::from(if matches!(error, ServeError::Setup(_)) { 2 } else { 1 })
+        }
+    }
+}
