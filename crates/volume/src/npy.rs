@@ -276,7 +276,7 @@ mod tests {
         let path = folder.path().join("a.npy");
         let writer = ArrayWriter::create(&path, ElementType::F32, &[1]).unwrap();
         assert!(writer.commit().is_err());
-        assert!(!path.exists());
+        assert!(!path.try_exists().unwrap());
     }
 
     #[test]

@@ -215,7 +215,7 @@ mod tests {
         let mut file = AtomicFile::create(&target).unwrap();
         file.write_all(b"half of").unwrap();
         drop(file);
-        assert!(!target.exists());
+        assert!(!target.try_exists().unwrap());
         assert_eq!(fs::read_dir(target.parent().unwrap()).unwrap().count(), 0);
 
         let published = publish_bytes(&target, b"all of it").unwrap();
@@ -235,6 +235,6 @@ mod tests {
         assert_eq!(names, ["labels.npy"]);
         remove(&folder.path().join("epochs/0001")).unwrap();
         remove(&folder.path().join("epochs/0001")).unwrap();
-        assert!(!folder.path().join("epochs/0001").exists());
+        assert!(!folder.path().join("epochs/0001").try_exists().unwrap());
     }
 }
