@@ -1,0 +1,120 @@
+//! The Runs API.
+
+use crate::run::{News, Run};
+use crate::runs::Runs;
+use deepcluster_domain::RunSpec;
+use deepcluster_proto::v1::runs_server::Runs as RunsRpc;
+use deepcluster_proto::v1::*;
+use deepcluster_service::requests::volume_status;
+use deepcluster_volume::records::RunState as State;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// Answers clients.
+pub struct Rpc {
+    /// What they ask about.
+    pub runs: Arc<Runs>,
+    /// Ends watches when the server drains.
+    pub shutdown: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl RunsRpc for Rpc {
+    type WatchRunStream = Pin<Box<dyn Stream<Item = Result<WatchRunResponse, Status>> + Send>>;
+
+    async fn create_run(&self, request: Request<CreateRunRequest>) -> Result<Response<CreateRunResponse>, Status> {
+        let spec = RunSpec::try_from(request.into_inner().spec.unwrap_or_default())?;
+        let runs = Arc::clone(&self.runs);
+        let created = tokio::task::spawn_blocking(move || runs.create(spec)).await;
+        let run = created.map_err(|error| Status::internal(error.to_string()))??;
+        Ok(Response::new(CreateRunResponse { run: Some(run.to_wire()) }))
+    }
+
+    async fn get_run(&self, request: Request<GetRunRequest>) -> Result<Response<GetRunResponse>, Status> {
+        let run = self.runs.get(&request.into_inner().run_id)?;
+        Ok(Response::new(GetRunResponse { run: Some(run.to_wire()) }))
+    }
+
+    async fn list_runs(&self, _: Request<ListRunsRequest>) -> Result<Response<ListRunsResponse>, Status> {
+        let runs = self.runs.all().iter().map(|run| run.to_wire()).collect();
+        Ok(Response::new(ListRunsResponse { runs }))
+    }
+
+    async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<Self::WatchRunStream>, Status> {
+        let request = request.into_inner();
+        let run = self.runs.get(&request.run_id)?;
+        let (sender, receiver) = mpsc::channel(64);
+        let news = run.news();
+        tokio::spawn(watch(run, news, request.from_event, sender, self.shutdown.clone()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn pause_run(&self, request: Request<PauseRunRequest>) -> Result<Response<PauseRunResponse>, Status> {
+        let run = self.change(&request.into_inner().run_id, &[State::Queued, State::Running], State::Paused)?;
+        Ok(Response::new(PauseRunResponse { run: Some(run.to_wire()) }))
+    }
+
+    async fn resume_run(&self, request: Request<ResumeRunRequest>) -> Result<Response<ResumeRunResponse>, Status> {
+        let run = self.change(&request.into_inner().run_id, &[State::Paused, State::Failed], State::Queued)?;
+        self.runs.wake();
+        Ok(Response::new(ResumeRunResponse { run: Some(run.to_wire()) }))
+    }
+
+    async fn cancel_run(&self, request: Request<CancelRunRequest>) -> Result<Response<CancelRunResponse>, Status> {
+        let from = [State::Queued, State::Running, State::Paused, State::Failed];
+        let run = self.change(&request.into_inner().run_id, &from, State::Cancelled)?;
+        Ok(Response::new(CancelRunResponse { run: Some(run.to_wire()) }))
+    }
+
+    async fn assign_images(&self, _: Request<AssignImagesRequest>) -> Result<Response<AssignImagesResponse>, Status> {
+        Err(Status::unimplemented("assigning images over the API is not built yet"))
+    }
+}
+
+impl Rpc {
+    fn change(&self, id: &str, from: &[State], to: State) -> Result<Arc<Run>, Status> {
+        let run = self.runs.get(id)?;
+        let state = run.record().state;
+        if !from.contains(&state) {
+            return Err(Status::failed_precondition(format!("run {id} is {state}")));
+        }
+        run.enter(to, "").map_err(|error| volume_status(&error))?;
+        Ok(run)
+    }
+}
+
+/// Replays events, then follows; a slow watcher misses progress but never an event.
+async fn watch(
+    run: Arc<Run>,
+    mut news: watch::Receiver<News>,
+    mut next: u64,
+    sender: mpsc::Sender<Result<WatchRunResponse, Status>>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let latest = news.borrow_and_update().clone();
+        for event in run.events_from(next) {
+            next = event.number + 1;
+            let event = Event { number: event.number, kind: event.kind, json: event.json };
+            if sender.send(Ok(WatchRunResponse { update: Some(watch_run_response::Update::Event(event)) })).await.is_err() {
+                return;
+            }
+        }
+        if latest.ended {
+            return;
+        }
+        if let Some(progress) = latest.progress {
+            let _ = sender.try_send(Ok(WatchRunResponse { update: Some(watch_run_response::Update::Progress(progress)) }));
+        }
+        tokio::select! {
+            changed = news.changed() => if changed.is_err() { return },
+            () = sender.closed() => return,
+            () = shutdown.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! One run in memory: its record, its events, who watches, and how it is stopped.
+
+use deepcluster_domain::{RunId, RunSpec};
+use deepcluster_proto::{run_spec_to_wire, v1};
+use deepcluster_volume::events::{Event, EventLog};
+use deepcluster_volume::records::{RunRecord, RunState, publish_record, read_record};
+use deepcluster_volume::{RunFolder, Volume, VolumeError};
+use serde_json::{Value, json};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A run that the coordinator knows.
+pub struct Run {
+    /// Its name.
+    pub id: RunId,
+    /// What it shall do.
+    pub spec: RunSpec,
+    /// Where it lies.
+    pub folder: RunFolder,
+    state: Mutex<State>,
+    /// Changes whenever there is something new to watch.
+    news: watch::Sender<News>,
+}
+
+struct State {
+    record: RunRecord,
+    log: EventLog,
+    events: Vec<Event>,
+    /// Cancelled to stop the current epoch.
+    stop: CancellationToken,
+}
+
+/// What watchers look at.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Number of events so far.
+    pub n_events: u64,
+    /// Where the run stands between two events.
+    pub progress: Option<v1::RunProgress>,
+    /// Whether it has ended.
+    pub ended: bool,
+}
+
+impl Run {
+    /// Registers a new run: its folder, record and first event.
+    ///
+    /// # Errors
+    /// When the volume cannot be written.
+    pub fn create(volume: &Volume, id: RunId, spec: RunSpec, record: RunRecord) -> Result<Self, VolumeError> {
+        let folder = volume.run(&id);
+        publish_record(&folder.run_json(), &record)?;
+        let (log, events) = EventLog::open(&folder.events_jsonl())?;
+        let run = Self::with(id, spec, folder, record, log, events);
+        let record = run.record();
+        let resolved = json!({
+            "state": record.state, "k": record.resolved.k, "k_given": record.spec.k,
+            "images": record.resolved.n_images, "skipped": record.resolved.n_skipped,
+        });
+        run.event("run", resolved)?;
+        Ok(run)
+    }
+
+    /// Reads a run from the volume.
+    ///
+    /// # Errors
+    /// When its record or events cannot be trusted.
+    pub fn open(volume: &Volume, id: RunId) -> Result<Self, VolumeError> {
+        let folder = volume.run(&id);
+        let record: RunRecord = read_record(&folder.run_json())?;
+        let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| VolumeError::corrupt(&folder.run_json(), error))?;
+        let (log, events) = EventLog::open(&folder.events_jsonl())?;
+        Ok(Self::with(id, spec, folder, record, log, events))
+    }
+
+    fn with(id: RunId, spec: RunSpec, folder: RunFolder, record: RunRecord, log: EventLog, events: Vec<Event>) -> Self {
+        let news = News { n_events: events.len() as u64, progress: None, ended: record.state.has_ended() };
+        let state = State { record, log, events, stop: CancellationToken::new() };
+        Self { id, spec, folder, state: Mutex::new(state), news: watch::Sender::new(news) }
+    }
+
+    /// A copy of its record.
+    pub fn record(&self) -> RunRecord {
+        self.lock().record.clone()
+    }
+
+    /// Changes the record durably.
+    ///
+    /// # Errors
+    /// When it cannot be written; the record is then as before.
+    pub fn update(&self, change: impl FnOnce(&mut RunRecord)) -> Result<(), VolumeError> {
+        let mut state = self.lock();
+        let mut record = state.record.clone();
+        change(&mut record);
+        publish_record(&self.folder.run_json(), &record)?;
+        state.record = record;
+        Ok(())
+    }
+
+    /// Moves the run to another state, durably, with an event; stops the current epoch where it must not go on.
+    ///
+    /// # Errors
+    /// When the volume cannot be written.
+    pub fn enter(&self, new: RunState, message: &str) -> Result<(), VolumeError> {
+        self.update(|record| {
+            record.state = new;
+            record.message = message.to_owned();
+        })?;
+        if new == RunState::Queued {
+            self.lock().stop = CancellationToken::new();
+        } else if new != RunState::Running {
+            self.lock().stop.cancel();
+        }
+        self.event("run", json!({"state": new, "message": message}))?;
+        self.news.send_modify(|news| news.ended = new.has_ended());
+        Ok(())
+    }
+
+    /// Adds an event.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn event(&self, kind: &str, body: Value) -> Result<(), VolumeError> {
+        let mut state = self.lock();
+        let event = state.log.append(kind, body)?;
+        state.events.push(event);
+        let n_events = state.events.len() as u64;
+        self.news.send_modify(|news| news.n_events = n_events);
+        Ok(())
+    }
+
+    /// Events from a number on.
+    pub fn events_from(&self, first: u64) -> Vec<Event> {
+        self.lock().events.iter().skip(first as usize).cloned().collect()
+    }
+
+    /// Tells watchers how far a phase has come.
+    pub fn progress(&self, progress: v1::RunProgress) {
+        self.news.send_modify(|news| news.progress = Some(progress));
+    }
+
+    /// What watchers look at.
+    pub fn news(&self) -> watch::Receiver<News> {
+        self.news.subscribe()
+    }
+
+    /// Cancelled when the current epoch must stop.
+    pub fn stop_token(&self) -> CancellationToken {
+        self.lock().stop.clone()
+    }
+
+    /// Its form on the wire.
+    pub fn to_wire(&self) -> v1::Run {
+        let record = self.record();
+        v1::Run {
+            run_id: self.id.to_string(),
+            spec: Some(run_spec_to_wire(&self.spec)),
+            state: wire_state(record.state).into(),
+            message: record.message,
+            epochs_done: record.epochs_done,
+            k: record.resolved.k,
+            n_images: record.resolved.n_images as u64,
+            n_skipped: record.resolved.n_skipped as u64,
+            folder: format!("runs/{}", self.id),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held would have left at most a stale copy: everything that counts is on the volume.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wire_state(state: RunState) -> v1::RunState {
+    match state {
+        RunState::Queued => v1::RunState::Queued,
+        RunState::Running => v1::RunState::Running,
+        RunState::Paused => v1::RunState::Paused,
+        RunState::Finished => v1::RunState::Finished,
+        RunState::Cancelled => v1::RunState::Cancelled,
+        RunState::Failed => v1::RunState::Failed,
+    }
+}

@@ -1,0 +1,191 @@
+//! All runs of the volume, and the loop that gives their epochs turns.
+
+use crate::epoch::EpochRunner;
+use crate::run::Run;
+use crate::workers::Workers;
+use deepcluster_domain::{EpochId, RunId, RunSpec};
+use deepcluster_images::find_images;
+use deepcluster_service::requests::{images_folder, volume_status};
+use deepcluster_volume::records::{
+    EpochManifest, EpochScores, ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION, read_record,
+};
+use deepcluster_volume::{Volume, VolumeError, events::seconds_since_1970, image_list, npy, publish};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tracing::{error, info};
+
+/// The runs of a volume.
+pub struct Runs {
+    /// The volume that this coordinator owns.
+    pub volume: Volume,
+    images: PathBuf,
+    runs: Mutex<BTreeMap<RunId, Arc<Run>>>,
+    wake: Notify,
+}
+
+impl Runs {
+    /// Reads all runs. Those that were going on wait for their turn, or for `unpause` when `paused` is set.
+    ///
+    /// # Errors
+    /// When a run cannot be trusted.
+    pub fn open(volume: Volume, images: PathBuf, paused: bool) -> Result<Self, VolumeError> {
+        let mut runs = BTreeMap::new();
+        for id in volume.run_ids()? {
+            let run = Run::open(&volume, id.clone())?;
+            match run.record().state {
+                RunState::Running | RunState::Queued if paused => run.enter(RunState::Paused, "interrupted")?,
+                RunState::Running => run.enter(RunState::Queued, "interrupted")?,
+                _ => {}
+            }
+            runs.insert(id, Arc::new(run));
+        }
+        Ok(Self { volume, images, runs: Mutex::new(runs), wake: Notify::new() })
+    }
+
+    /// One run.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a text that is no id, NOT_FOUND for an unknown one.
+    pub fn get(&self, id: &str) -> Result<Arc<Run>, Status> {
+        let id: RunId = id.parse().map_err(|error| Status::invalid_argument(format!("run_id: {error}")))?;
+        self.lock().get(&id).cloned().ok_or_else(|| Status::not_found(format!("there is no run {id}")))
+    }
+
+    /// All runs, oldest first.
+    pub fn all(&self) -> Vec<Arc<Run>> {
+        let mut runs: Vec<_> = self.lock().values().cloned().collect();
+        runs.sort_by_key(|run| (run.record().created, run.id.clone()));
+        runs
+    }
+
+    /// Lists the images, settles k, and queues a run. Reads every header, so it may take a while.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT when images or spec do not do.
+    pub fn create(&self, spec: RunSpec) -> Result<Arc<Run>, Status> {
+        let refused = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
+        let failed = |error: VolumeError| volume_status(&error);
+        let folder = images_folder(&self.images, &spec.images)?;
+        let images = find_images(&folder).map_err(|error| refused(&error))?;
+        let n_skipped = images.iter().filter(|image| image.skipped.is_some()).count();
+        check_skipped(&spec, images.len(), n_skipped).map_err(|error| refused(&error))?;
+        let k = spec.k.resolve(images.len() - n_skipped).map_err(|error| refused(&error))?;
+        let mut runs = self.lock();
+        let id =
+            (1..).map(|n| format!("run-{n:04}")).filter_map(|name| name.parse::<RunId>().ok()).find(|id| !runs.contains_key(id));
+        let id = id.ok_or_else(|| Status::resource_exhausted("no run id is left"))?;
+        image_list::publish(&self.volume.run(&id).images_csv(), &images).map_err(failed)?;
+        let record = RunRecord {
+            version: VERSION,
+            run_id: id.to_string(),
+            created: seconds_since_1970() as u64,
+            spec: SpecRecord::from(&spec),
+            resolved: ResolvedRecord { k, n_images: images.len(), n_skipped },
+            state: RunState::Queued,
+            message: String::new(),
+            epochs_done: 0,
+        };
+        let run = Arc::new(Run::create(&self.volume, id.clone(), spec, record).map_err(failed)?);
+        runs.insert(id, Arc::clone(&run));
+        self.wake.notify_one();
+        Ok(run)
+    }
+
+    /// Something may be runnable now.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Gives the epochs of all runnable runs their turns, until shutdown.
+    pub async fn run_epochs(&self, workers: &Workers, shutdown: &CancellationToken) {
+        let mut last: Option<RunId> = None;
+        while !shutdown.is_cancelled() {
+            let Some(run) = self.next_run(last.as_ref()) else {
+                tokio::select! {
+                    () = self.wake.notified() => continue,
+                    () = shutdown.cancelled() => return,
+                }
+            };
+            last = Some(run.id.clone());
+            let outcome = tokio::select! {
+                outcome = self.one_epoch(workers, &run) => outcome,
+                // The run stays as it is on the volume; whoever starts next goes on with it.
+                () = shutdown.cancelled() => return,
+            };
+            if let Err(status) = outcome {
+                let paused_or_cancelled = run.stop_token().is_cancelled();
+                if !paused_or_cancelled && let Err(error) = run.enter(RunState::Failed, status.message()) {
+                    error!(run_id = %run.id, %error, "the failure could not be recorded");
+                }
+            }
+        }
+    }
+
+    /// The runnable run whose turn comes after `last`.
+    fn next_run(&self, last: Option<&RunId>) -> Option<Arc<Run>> {
+        let runnable: Vec<_> =
+            self.all().into_iter().filter(|run| matches!(run.record().state, RunState::Queued | RunState::Running)).collect();
+        let after = runnable.iter().position(|run| Some(&run.id) == last).map_or(0, |at| at + 1);
+        runnable.get(after).or_else(|| runnable.first()).cloned()
+    }
+
+    async fn one_epoch(&self, workers: &Workers, run: &Run) -> Result<(), Status> {
+        let failed = |error: VolumeError| volume_status(&error);
+        if run.record().state == RunState::Queued {
+            run.enter(RunState::Running, "").map_err(failed)?;
+        }
+        // An epoch may be committed and not yet counted, when a crash came between the two.
+        let epoch = EpochId(run.record().epochs_done);
+        let manifest = read_record::<EpochManifest>(&run.folder.epoch(epoch).epoch_json());
+        let scores = match manifest {
+            Ok(manifest) => manifest.scores,
+            Err(_) => EpochRunner::open(&self.volume, workers, run)?.finish().await?,
+        };
+        self.after_commit(run, epoch, &scores).map_err(failed)
+    }
+
+    /// Everything that follows from a commit; each part may be repeated.
+    fn after_commit(&self, run: &Run, epoch: EpochId, scores: &EpochScores) -> Result<(), VolumeError> {
+        let folder = run.folder.epoch(epoch);
+        let manifest: EpochManifest = read_record(&folder.epoch_json())?;
+        let images = image_list::read(&run.folder.images_csv())?;
+        let labels = npy::read_i32(&self.volume.verified(&manifest.files.labels)?)?;
+        let (_, distances) = npy::read_f32(&self.volume.verified(&manifest.files.distances)?)?;
+        image_list::publish_labels(&run.folder.labels_csv(), &images, &labels, &distances)?;
+        let body = serde_json::to_value(scores).map_err(|error| VolumeError::corrupt(&folder.epoch_json(), error))?;
+        run.event("epoch", body)?;
+        info!(run_id = %run.id, epoch = epoch.0, loss = scores.loss, "epoch committed");
+        run.update(|record| record.epochs_done = epoch.0 + 1)?;
+        publish::remove(&folder.features())?;
+        publish::remove(&folder.pending_json())?;
+        for old in run.folder.epoch_ids()?.into_iter().filter(|old| old.0 + run.spec.keep_epochs <= epoch.0) {
+            publish::remove(run.folder.epoch(old).path())?;
+        }
+        if epoch.0 + 1 >= run.spec.epochs {
+            run.enter(RunState::Finished, "")?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether few enough images are unreadable.
+///
+/// # Errors
+/// One sentence with the figures.
+pub fn check_skipped(spec: &RunSpec, n_images: usize, n_skipped: usize) -> Result<(), String> {
+    if n_skipped as f64 > spec.max_skipped * n_images as f64 {
+        let most = spec.max_skipped * 100.0;
+        return Err(format!(
+            "{n_skipped} of {n_images} images cannot be read, more than {most} % (--max-skipped); images.csv says why"
+        ));
+    }
+    Ok(())
+}
