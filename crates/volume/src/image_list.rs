@@ -4,6 +4,7 @@ use crate::VolumeError;
 use crate::publish::AtomicFile;
 use csv::ByteRecord;
 use std::ffi::OsStr;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -87,27 +88,31 @@ fn parse(record: &ByteRecord, index: usize) -> Option<ImageEntry> {
     })
 }
 
-/// Publishes `labels.csv`: path, cluster and squared distance of every image; -1 and nothing for a skipped one.
+/// Publishes `labels.csv`.
 ///
 /// # Errors
 /// When it cannot be written, or the lengths differ.
 pub fn publish_labels(path: &Path, images: &[ImageEntry], labels: &[i32], distances: &[f32]) -> Result<(), VolumeError> {
-    if labels.len() != images.len() || distances.len() != images.len() {
-        return Err(VolumeError::corrupt(path, "labels, distances and images differ in number"));
-    }
     let mut file = AtomicFile::create(path)?;
-    let mut write = || -> Result<(), csv::Error> {
-        let mut writer = csv::Writer::from_writer(&mut file);
-        writer.write_record(["path", "cluster", "distance"])?;
-        for ((image, label), distance) in images.iter().zip(labels).zip(distances) {
-            let distance = if *label < 0 { String::new() } else { distance.to_string() };
-            writer.write_record([image.path.as_slice(), label.to_string().as_bytes(), distance.as_bytes()])?;
-        }
-        writer.flush()?;
-        Ok(())
-    };
-    write().map_err(|error| csv_error(path, error))?;
+    write_labels(&mut file, images, labels, distances).map_err(VolumeError::io(path))?;
     file.commit().map(drop)
+}
+
+/// Writes path, cluster and squared distance of every image as CSV; -1 and nothing for a skipped one.
+///
+/// # Errors
+/// When `out` fails, or the lengths differ.
+pub fn write_labels(out: &mut impl Write, images: &[ImageEntry], labels: &[i32], distances: &[f32]) -> io::Result<()> {
+    if labels.len() != images.len() || distances.len() != images.len() {
+        return Err(io::Error::other("labels, distances and images differ in number"));
+    }
+    let mut writer = csv::Writer::from_writer(out);
+    writer.write_record(["path", "cluster", "distance"])?;
+    for ((image, label), distance) in images.iter().zip(labels).zip(distances) {
+        let distance = if *label < 0 { String::new() } else { distance.to_string() };
+        writer.write_record([image.path.as_slice(), label.to_string().as_bytes(), distance.as_bytes()])?;
+    }
+    writer.flush()
 }
 
 fn csv_error(path: &Path, error: csv::Error) -> VolumeError {

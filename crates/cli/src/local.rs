@@ -1,0 +1,89 @@
+//! Commands that only read a run's folder: `labels` and `export`.
+
+use crate::failure::Failure;
+use deepcluster_volume::records::{EpochManifest, read_record};
+use deepcluster_volume::{RunFolder, image_list, npy, publish, tensors};
+use serde_json::json;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The last committed epoch of a run folder.
+pub struct LastEpoch {
+    folder: PathBuf,
+    /// Its manifest.
+    pub manifest: EpochManifest,
+}
+
+impl LastEpoch {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// When the folder is no run, or nothing is committed yet.
+    pub fn of(run: &RunFolder) -> Result<Self, Failure> {
+        if !run.run_json().is_file() {
+            return Err(Failure::usage(format!("{} is not the folder of a run", run.path().display())));
+        }
+        for epoch in run.epoch_ids()?.into_iter().rev() {
+            let folder = run.epoch(epoch);
+            if let Ok(manifest) = read_record(&folder.epoch_json()) {
+                return Ok(Self { folder: folder.path().to_owned(), manifest });
+            }
+        }
+        Err(Failure::usage(format!("{} has no committed epoch yet", run.path().display())))
+    }
+
+    /// A file of the epoch by its own name, after it was verified against the manifest.
+    ///
+    /// # Errors
+    /// When it is not what the manifest says.
+    pub fn verified(&self, name: &str) -> Result<PathBuf, Failure> {
+        let path = self.folder.join(name);
+        let promised = self.manifest.files.all().into_iter().find(|file| file.path.ends_with(&format!("/{name}")));
+        let found = publish::digest(&path)?;
+        if promised.is_some_and(|file| file.blake3 == found.blake3) {
+            Ok(path)
+        } else {
+            Err(Failure::usage(format!("{} is not what its epoch.json promises", path.display())))
+        }
+    }
+}
+
+/// Writes path, cluster and distance of every image to standard output.
+///
+/// # Errors
+/// When the run cannot be read or the output is closed.
+pub fn labels(run: &Path, as_json: bool) -> Result<(), Failure> {
+    let run = RunFolder::at(run);
+    let last = LastEpoch::of(&run)?;
+    let images = image_list::read(&run.images_csv())?;
+    let labels = npy::read_i32(&last.verified("labels.npy")?)?;
+    let (_, distances) = npy::read_f32(&last.verified("distances.npy")?)?;
+    let mut out = std::io::stdout().lock();
+    if !as_json {
+        image_list::write_labels(&mut out, &images, &labels, &distances).map_err(Failure::output)?;
+        return Ok(());
+    }
+    for ((image, label), distance) in images.iter().zip(&labels).zip(&distances) {
+        let path = String::from_utf8_lossy(&image.path);
+        let kept = *label >= 0;
+        let line = json!({"path": path, "cluster": kept.then_some(label), "distance": kept.then_some(distance), "skipped": image.skipped});
+        writeln!(out, "{line}").map_err(Failure::output)?;
+    }
+    Ok(())
+}
+
+/// Writes the weights of the last committed epoch under the official names, without the optimizer's state.
+///
+/// # Errors
+/// When the run cannot be read or the file cannot be written.
+pub fn export(run: &Path, to: &Path, as_json: bool) -> Result<(), Failure> {
+    let last = LastEpoch::of(&RunFolder::at(run))?;
+    let written = tensors::copy_some(&last.verified("checkpoint.safetensors")?, to, |name| !name.starts_with("optimizer."))?;
+    let epoch = last.manifest.epoch;
+    if as_json {
+        println!("{}", json!({"file": to, "epoch": epoch, "bytes": written.bytes, "blake3": written.blake3}));
+    } else {
+        println!("wrote the weights of epoch {epoch} to {} ({} bytes)", to.display(), written.bytes);
+    }
+    Ok(())
+}
