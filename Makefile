@@ -1,5 +1,7 @@
 # The few commands that people and CI need. Everything builds with one profile (release).
-.PHONY: setup build test test-memory
+.PHONY: setup build demo test test-memory test-crops
+
+DEEPCLUSTER = target/release/deepcluster
 
 setup:
 	deploy/setup.sh
@@ -7,12 +9,26 @@ setup:
 build: setup
 	cargo build --release --workspace
 
-# Format, clippy, and every test.
-test: setup
+# Demo pictures, a run on them, and what it scored. Called again, it goes on or starts another run on the same pictures.
+demo: build
+	$(DEEPCLUSTER) demo-images demo/images --count 2000 --size 64 --seed 1
+	$(DEEPCLUSTER) train demo/images --out demo/volume --image-size 64 --k 50 --epochs 8 --batch 64 --seed 31
+	@echo "pictures in demo/images, the run in demo/volume"
+
+# Format, clippy, and every test. The system tests run the built programs, and read their files with Python.
+test: build .python/installed
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
-	cargo test --release --workspace --all-targets
+	PYTHONPATH=$(CURDIR)/.python cargo test --release --workspace --all-targets
+
+.python/installed: tests/requirements.txt
+	python3 -m pip install -q --upgrade --target .python -r tests/requirements.txt
+	touch $@
 
 # 200,000 x 4096 features through whitening and k-means under 1.5 GB; minutes, so not part of `test`.
 test-memory: setup
 	cargo test --release --workspace --test parity memory_stays_bounded -- --ignored --nocapture
+
+# Centre crops of four photographs against Pillow's: make test-crops PHOTOS=DIR (tests/parity/cases.json names them).
+test-crops: setup
+	PHOTOS=$(abspath $(PHOTOS)) cargo test --release --workspace --test system crops_of_photographs -- --ignored --nocapture

@@ -1,6 +1,7 @@
 //! Commands that only read a run's folder: `labels` and `export`.
 
 use crate::failure::Failure;
+use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::records::{EpochManifest, read_record};
 use deepcluster_volume::{RunFolder, image_list, npy, publish, tensors};
 use serde_json::json;
@@ -58,12 +59,19 @@ pub fn labels(run: &Path, as_json: bool) -> Result<(), Failure> {
     let images = image_list::read(&run.images_csv())?;
     let labels = npy::read_i32(&last.verified("labels.npy")?)?;
     let (_, distances) = npy::read_f32(&last.verified("distances.npy")?)?;
+    print_labels(&images, &labels, &distances, as_json)
+}
+
+/// Writes path, cluster and distance of images to standard output.
+///
+/// # Errors
+/// When the output is closed.
+pub fn print_labels(images: &[ImageEntry], labels: &[i32], distances: &[f32], as_json: bool) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     if !as_json {
-        image_list::write_labels(&mut out, &images, &labels, &distances).map_err(Failure::output)?;
-        return Ok(());
+        return image_list::write_labels(&mut out, images, labels, distances).map_err(Failure::output);
     }
-    for ((image, label), distance) in images.iter().zip(&labels).zip(&distances) {
+    for ((image, label), distance) in images.iter().zip(labels).zip(distances) {
         let path = String::from_utf8_lossy(&image.path);
         let kept = *label >= 0;
         let line = json!({"path": path, "cluster": kept.then_some(label), "distance": kept.then_some(distance), "skipped": image.skipped});

@@ -1,13 +1,23 @@
 //! `deepcluster`: the command line.
 #![forbid(unsafe_code)]
 
+mod assign;
+mod client;
 mod demo_images;
+mod embedded;
 mod failure;
 mod local;
+mod show;
+mod spec_args;
+mod train;
 
 use clap::{Parser, Subcommand};
+use client::{Client, run_json, state_name};
+use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
 use failure::Failure;
+use show::Show;
+use spec_args::SpecArgs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,24 +31,71 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a folder of pictures in ten classes to try the system on
-    DemoImages {
-        /// Where the ten folders go
-        dir: PathBuf,
-        /// Pictures over all classes together
-        #[arg(long, default_value_t = 2000)]
-        count: u32,
-        /// Height and width of each, in pixels
-        #[arg(long, default_value_t = 64)]
-        size: u32,
-        /// Another seed draws other pictures
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
+    /// Train on a folder of images, with all services on this machine
+    Train {
+        /// Folder of images
+        images: PathBuf,
+        /// The volume: where the run and everything it makes goes
+        #[arg(long, value_name = "VOLUME")]
+        out: PathBuf,
+        #[command(flatten)]
+        spec: SpecArgs,
+        /// Extractor processes; they share the cores
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        extractors: usize,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
     },
+    /// Go on with a run that was interrupted
+    Resume {
+        /// The volume
+        volume: PathBuf,
+        /// Which run, when several could go on
+        run: Option<String>,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Queue a run on a coordinator
+    Submit {
+        /// Folder of images, relative to the images root of the services
+        images: String,
+        #[command(flatten)]
+        spec: SpecArgs,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// List the runs of a coordinator
+    Runs {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show a run, the newest unless one is named
+    Show(Named),
+    /// Follow a run, the newest unless one is named
+    Watch(Named),
+    /// Stop a run for now
+    Pause(Named),
+    /// Go on with a paused run
+    Unpause(Named),
+    /// End a run for good
+    Cancel(Named),
     /// Print path, cluster and distance of every image of a run
     Labels {
         /// Folder of the run
         run_dir: PathBuf,
+        /// One JSON object a line instead of CSV
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print cluster and distance of images that took no part in a run
+    Assign {
+        /// Folder of the run
+        run_dir: PathBuf,
+        /// Images
+        #[arg(required = true)]
+        images: Vec<PathBuf>,
         /// One JSON object a line instead of CSV
         #[arg(long)]
         json: bool,
@@ -54,10 +111,50 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a folder of pictures in ten classes to try the system on
+    DemoImages {
+        /// Where the ten folders go
+        dir: PathBuf,
+        /// Pictures over all classes together
+        #[arg(long, default_value_t = 2000)]
+        count: u32,
+        /// Height and width of each, in pixels
+        #[arg(long, default_value_t = 64)]
+        size: u32,
+        /// Another seed draws other pictures
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+/// Which coordinator, and how to print.
+#[derive(clap::Args)]
+struct Server {
+    /// The coordinator
+    #[arg(long, env = "DC_SERVER", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    server: String,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// A run of a coordinator.
+#[derive(clap::Args)]
+struct Named {
+    /// Name of the run
+    run: Option<String>,
+    #[command(flatten)]
+    server: Server,
 }
 
 fn main() -> ExitCode {
-    match execute(Cli::parse().command) {
+    // One thread: children get a signal when the thread that started them ends, so that must be the main one.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(execute(Cli::parse().command)),
+        Err(error) => Err(Failure::other(error.to_string())),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("deepcluster: {failure}");
@@ -66,14 +163,61 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(command: Command) -> Result<(), Failure> {
+async fn execute(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Train { images, out, spec, extractors, json } => {
+            let spec = spec.spec(train::images_below_root(&images)?);
+            train::train(spec, &out, extractors, json).await
+        }
+        Command::Resume { volume, run, json } => train::resume(&volume, run, json).await,
+        Command::Submit { images, spec, server } => {
+            let run = Client::new(&server.server)?.create(&spec.spec(images)).await?;
+            print_run(&run, server.json);
+            Ok(())
+        }
+        Command::Runs { server } => {
+            for run in Client::new(&server.server)?.list().await? {
+                print_run(&run, server.json);
+            }
+            Ok(())
+        }
+        Command::Show(named) => change(named, async |_, run| Ok(run)).await,
+        Command::Watch(Named { run, server }) => {
+            let mut client = Client::new(&server.server)?;
+            let run = client.find(run.as_deref()).await?;
+            client.follow(&run.run_id, 0, &mut Show::new(server.json)).await
+        }
+        Command::Pause(named) => change(named, async |client, run| client.pause(run.run_id).await).await,
+        Command::Unpause(named) => change(named, async |client, run| client.resume(run.run_id).await).await,
+        Command::Cancel(named) => change(named, async |client, run| client.cancel(run.run_id).await).await,
+        Command::Labels { run_dir, json } => local::labels(&run_dir, json),
+        Command::Assign { run_dir, images, json } => assign::assign(&run_dir, &images, json).await,
+        Command::Export { run_dir, to, json } => local::export(&run_dir, &to, json),
         Command::DemoImages { dir, count, size, seed } => {
             let n = DemoImages { count, size, seed }.write(&dir).map_err(|error| Failure::usage(error.to_string()))?;
             println!("wrote {n} pictures to {}", dir.display());
             Ok(())
         }
-        Command::Labels { run_dir, json } => local::labels(&run_dir, json),
-        Command::Export { run_dir, to, json } => local::export(&run_dir, &to, json),
     }
+}
+
+/// Finds a run, does something to it, and prints what it is then.
+async fn change(named: Named, act: impl AsyncFnOnce(&mut Client, Run) -> Result<Run, Failure>) -> Result<(), Failure> {
+    let mut client = Client::new(&named.server.server)?;
+    let run = client.find(named.run.as_deref()).await?;
+    let run = act(&mut client, run).await?;
+    print_run(&run, named.server.json);
+    Ok(())
+}
+
+fn print_run(run: &Run, json: bool) {
+    if json {
+        println!("{}", run_json(run));
+        return;
+    }
+    let epochs = run.spec.as_ref().map_or(0, |spec| spec.epochs);
+    let (id, state, done) = (&run.run_id, state_name(run), run.epochs_done);
+    let (images, k) = (run.n_images, run.k);
+    let why = if run.message.is_empty() { String::new() } else { format!("  ({})", run.message) };
+    println!("{id}  {state:9}  epoch {done}/{epochs}  {images} images  k = {k}{why}");
 }

@@ -56,7 +56,10 @@ impl<'a> EpochRunner<'a> {
             Ok(pending) => trusted(volume, pending),
             Err(_) => PendingEpoch::new(epoch.0),
         };
-        Ok(Self { volume, workers, run, spec: &run.spec, epoch, folder, last, pending, images })
+        let mut runner = Self { volume, workers, run, spec: &run.spec, epoch, folder, last, pending, images };
+        // A crash may have come between a shard's record and images.csv.
+        runner.note_skipped()?;
+        Ok(runner)
     }
 
     /// Runs the epoch to its commit.
@@ -89,35 +92,38 @@ impl EpochRunner<'_> {
         let start = Instant::now();
         let list = self.image_list()?;
         let queue = Mutex::new(shards.iter().copied().collect::<VecDeque<_>>());
-        let done = Mutex::new(BTreeMap::new());
+        let under_way = Mutex::new(BTreeMap::new());
+        let pending = Mutex::new(self.pending.clone());
         let stop = self.run.stop_token();
-        let total = self.images.len() as u64;
         let report = || {
-            let shards: u64 = lock(&done).values().sum();
-            let already = self.pending.shards.len() as u64 * u64::from(self.spec.shard_images);
-            self.tell("extract", v1::Progress { phase: "images".into(), done: (shards + already).min(total), total, loss: 0.0 });
+            let rows = |shard: u32| self.shard_rows(ShardId(shard)).1;
+            let done: u64 = lock(&pending).shards.keys().map(|shard| rows(*shard)).sum();
+            let done = done + lock(&under_way).values().sum::<u64>();
+            let total = self.images.len() as u64;
+            self.tell("extract", v1::Progress { phase: "images".into(), done, total, loss: 0.0 });
         };
         let fault = |status: &Status| self.fault("extractor", status);
-        let one_worker = async |worker: &Endpoint| -> Result<Vec<(ShardId, v1::ExtractResult)>, Status> {
-            let mut results = Vec::new();
+        let one_worker = async |worker: &Endpoint| -> Result<(), Status> {
             loop {
-                let Some(shard) = lock(&queue).pop_front() else { return Ok(results) };
+                let Some(shard) = lock(&queue).pop_front() else { return Ok(()) };
                 let progress = |progress: v1::Progress| {
-                    lock(&done).insert(shard, progress.done);
+                    lock(&under_way).insert(shard, progress.done);
                     report();
                 };
                 let call = Call { stop: &stop, progress: &progress, fault: &fault };
-                results.push((shard, call.extract(worker, &self.extract_request(shard, list.clone())?).await?));
+                let result = call.extract(worker, &self.extract_request(shard, list.clone())?).await?;
+                let features = record_of("features", result.features.as_ref())?;
+                let skipped = result.skipped.into_iter().map(|image| (image.index, image.reason)).collect();
+                lock(&under_way).remove(&shard);
+                let mut pending = lock(&pending);
+                pending.shards.insert(shard.0, ShardRecord { features, skipped });
+                pending.extract_s = self.pending.extract_s + start.elapsed().as_secs_f64();
+                publish_record(&self.folder.pending_json(), &*pending).map_err(failed)?;
             }
         };
         // One task an extractor, each taking the next shard as it becomes free.
-        let results = try_join_all(self.workers.extractors.iter().map(one_worker)).await?;
-        for (shard, result) in results.into_iter().flatten() {
-            let features = record_of("features", result.features.as_ref())?;
-            let skipped = result.skipped.into_iter().map(|image| (image.index, image.reason)).collect();
-            self.pending.shards.insert(shard.0, ShardRecord { features, skipped });
-        }
-        self.pending.extract_s += start.elapsed().as_secs_f64();
+        try_join_all(self.workers.extractors.iter().map(one_worker)).await?;
+        self.pending = pending.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.note_skipped()
     }
 
@@ -239,15 +245,22 @@ impl EpochRunner<'_> {
         Ok(v1::ImageList { root: self.spec.images.clone(), list: Some(file_to_wire(&list)) })
     }
 
+    /// First row of a shard and how many it has.
+    fn shard_rows(&self, shard: ShardId) -> (u64, u64) {
+        let size = u64::from(self.spec.shard_images);
+        let first = u64::from(shard.0) * size;
+        (first, (self.images.len() as u64).saturating_sub(first).min(size))
+    }
+
     fn extract_request(&self, shard: ShardId, images: v1::ImageList) -> Result<v1::ExtractRequest, Status> {
-        let first_image = u64::from(shard.0) * u64::from(self.spec.shard_images);
+        let (first_image, n_images) = self.shard_rows(shard);
         Ok(v1::ExtractRequest {
             run_id: self.run.id.to_string(),
             epoch: self.epoch.0,
             shard: shard.0,
             images: Some(images),
             first_image,
-            n_images: (self.images.len() as u64 - first_image).min(self.spec.shard_images.into()),
+            n_images,
             network: Some(self.network()),
             seed: self.spec.seed,
             batch: self.spec.batch,

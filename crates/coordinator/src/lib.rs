@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! Runs API ─► runs ─► turn by turn: epoch ─► Extract × shards ─► Cluster ─► Train ─► epoch.json
-//!                                    └── pending.json after every phase
+//!                                    └── pending.json after every shard and phase
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod assign;
 pub mod epoch;
 pub mod rpc;
 pub mod run;
@@ -65,7 +66,11 @@ impl Service for Coordinator {
 
     fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken) {
         self.shutdown = shutdown.clone();
-        routes.add_service(RunsServer::new(rpc::Rpc { runs: Arc::clone(&self.runs), shutdown: shutdown.clone() }));
+        routes.add_service(RunsServer::new(rpc::Rpc {
+            runs: Arc::clone(&self.runs),
+            workers: self.workers.clone(),
+            shutdown: shutdown.clone(),
+        }));
     }
 
     async fn warm_up(&mut self) -> Result<(), String> {

@@ -1,7 +1,9 @@
 //! The Runs API.
 
+use crate::assign::assign_images;
 use crate::run::{News, Run};
 use crate::runs::Runs;
+use crate::workers::Workers;
 use deepcluster_domain::RunSpec;
 use deepcluster_proto::v1::runs_server::Runs as RunsRpc;
 use deepcluster_proto::v1::*;
@@ -19,6 +21,8 @@ use tonic::{Request, Response, Status};
 pub struct Rpc {
     /// What they ask about.
     pub runs: Arc<Runs>,
+    /// Who computes.
+    pub workers: Workers,
     /// Ends watches when the server drains.
     pub shutdown: CancellationToken,
 }
@@ -71,8 +75,15 @@ impl RunsRpc for Rpc {
         Ok(Response::new(CancelRunResponse { run: Some(run.to_wire()) }))
     }
 
-    async fn assign_images(&self, _: Request<AssignImagesRequest>) -> Result<Response<AssignImagesResponse>, Status> {
-        Err(Status::unimplemented("assigning images over the API is not built yet"))
+    async fn assign_images(&self, request: Request<AssignImagesRequest>) -> Result<Response<AssignImagesResponse>, Status> {
+        let (runs, workers) = (Arc::clone(&self.runs), self.workers.clone());
+        let stop = self.shutdown.child_token();
+        // Whoever drops the call drops this, which ends the work.
+        let _guard = stop.clone().drop_guard();
+        let runtime = tokio::runtime::Handle::current();
+        let work = move || runtime.block_on(assign_images(&runs, &workers, request.into_inner(), &stop));
+        let answer = tokio::task::spawn_blocking(work).await;
+        answer.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
     }
 }
 

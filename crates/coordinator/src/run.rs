@@ -1,10 +1,10 @@
 //! One run in memory: its record, its events, who watches, and how it is stopped.
 
-use deepcluster_domain::{RunId, RunSpec};
+use deepcluster_domain::{EpochId, RunId, RunSpec};
 use deepcluster_proto::{run_spec_to_wire, v1};
 use deepcluster_volume::events::{Event, EventLog};
 use deepcluster_volume::records::{RunRecord, RunState, publish_record, read_record};
-use deepcluster_volume::{RunFolder, Volume, VolumeError};
+use deepcluster_volume::{RunFolder, Volume, VolumeError, publish};
 use serde_json::{Value, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -68,6 +68,7 @@ impl Run {
     pub fn open(volume: &Volume, id: RunId) -> Result<Self, VolumeError> {
         let folder = volume.run(&id);
         let record: RunRecord = read_record(&folder.run_json())?;
+        publish::remove(&folder.assignments())?;
         let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| VolumeError::corrupt(&folder.run_json(), error))?;
         let (log, events) = EventLog::open(&folder.events_jsonl())?;
         Ok(Self::with(id, spec, folder, record, log, events))
@@ -116,6 +117,20 @@ impl Run {
         Ok(())
     }
 
+    /// Ends the run by an error, which may be the fault of its input.
+    ///
+    /// # Errors
+    /// When the volume cannot be written.
+    pub fn fail(&self, message: &str, bad_input: bool) -> Result<(), VolumeError> {
+        self.update(|record| {
+            record.state = RunState::Failed;
+            record.message = message.to_owned();
+        })?;
+        self.event("run", json!({"state": RunState::Failed, "message": message, "bad_input": bad_input}))?;
+        self.news.send_modify(|news| news.ended = true);
+        Ok(())
+    }
+
     /// Adds an event.
     ///
     /// # Errors
@@ -127,6 +142,21 @@ impl Run {
         let n_events = state.events.len() as u64;
         self.news.send_modify(|news| news.n_events = n_events);
         Ok(())
+    }
+
+    /// Adds the event of a committed epoch, unless a coordinator that died after its commit has already done so.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn epoch_event(&self, epoch: EpochId, body: Value) -> Result<(), VolumeError> {
+        let is_it = |event: &Event| {
+            let json: Option<Value> = serde_json::from_str(&event.json).ok();
+            event.kind == "epoch" && json.is_some_and(|json| json["epoch"] == epoch.0)
+        };
+        if self.lock().events.iter().any(is_it) {
+            return Ok(());
+        }
+        self.event("epoch", body)
     }
 
     /// Events from a number on.

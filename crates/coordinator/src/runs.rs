@@ -22,7 +22,8 @@ use tracing::{error, info};
 pub struct Runs {
     /// The volume that this coordinator owns.
     pub volume: Volume,
-    images: PathBuf,
+    /// The root of all folders of images.
+    pub images: PathBuf,
     runs: Mutex<BTreeMap<RunId, Arc<Run>>>,
     wake: Notify,
 }
@@ -117,8 +118,9 @@ impl Runs {
                 () = shutdown.cancelled() => return,
             };
             if let Err(status) = outcome {
-                let paused_or_cancelled = run.stop_token().is_cancelled();
-                if !paused_or_cancelled && let Err(error) = run.enter(RunState::Failed, status.message()) {
+                // Workers are asked again for as long as it takes; only a pause or a cancel ends a call as CANCELLED.
+                let stopped = status.code() == tonic::Code::Cancelled;
+                if !stopped && let Err(error) = run.fail(status.message(), status.code() == tonic::Code::InvalidArgument) {
                     error!(run_id = %run.id, %error, "the failure could not be recorded");
                 }
             }
@@ -157,12 +159,14 @@ impl Runs {
         let (_, distances) = npy::read_f32(&self.volume.verified(&manifest.files.distances)?)?;
         image_list::publish_labels(&run.folder.labels_csv(), &images, &labels, &distances)?;
         let body = serde_json::to_value(scores).map_err(|error| VolumeError::corrupt(&folder.epoch_json(), error))?;
-        run.event("epoch", body)?;
+        run.epoch_event(epoch, body)?;
         info!(run_id = %run.id, epoch = epoch.0, loss = scores.loss, "epoch committed");
         run.update(|record| record.epochs_done = epoch.0 + 1)?;
         publish::remove(&folder.features())?;
         publish::remove(&folder.pending_json())?;
-        for old in run.folder.epoch_ids()?.into_iter().filter(|old| old.0 + run.spec.keep_epochs <= epoch.0) {
+        // The last epoch's clusters belong to the network of the epoch before it, so two epochs stay in any case.
+        let n_kept = run.spec.keep_epochs.max(2);
+        for old in run.folder.epoch_ids()?.into_iter().filter(|old| old.0 + n_kept <= epoch.0) {
             publish::remove(run.folder.epoch(old).path())?;
         }
         if epoch.0 + 1 >= run.spec.epochs {

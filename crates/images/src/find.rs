@@ -44,10 +44,11 @@ pub fn find_images(root: &Path) -> Result<Vec<ImageEntry>, FindError> {
         return Err(FindError::NoImages(root.to_owned()));
     }
     paths.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-    Ok(paths.par_iter().map(|path| entry(root, path)).collect())
+    Ok(paths.par_iter().map(|path| describe(root, path)).collect())
 }
 
-fn entry(root: &Path, relative: &Path) -> ImageEntry {
+/// One image as the list has it: its size, or why its header cannot be read.
+pub fn describe(root: &Path, relative: &Path) -> ImageEntry {
     let path = relative.as_os_str().as_bytes().to_vec();
     match probe(&root.join(relative)) {
         Ok((bytes, width, height)) => ImageEntry { path, bytes, width, height, skipped: None },

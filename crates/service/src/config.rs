@@ -25,9 +25,9 @@ pub struct Options {
     /// How to log: text or json
     #[arg(long, env = "DC_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
-    /// Stop when the process that started this one ends
-    #[arg(long, hide = true)]
-    pub die_with_parent: bool,
+    /// Stop when the process of this number, which started this one, ends
+    #[arg(long, hide = true, value_name = "PID")]
+    pub die_with_parent: Option<i32>,
 }
 
 /// Checked configuration of a service.
@@ -45,8 +45,8 @@ pub struct Config {
     pub log: String,
     /// Log format.
     pub log_json: bool,
-    /// Whether to end with the parent process.
-    pub die_with_parent: bool,
+    /// The parent process, if this one shall end with it.
+    pub die_with_parent: Option<i32>,
 }
 
 /// Where to listen.
@@ -151,7 +151,7 @@ mod tests {
             threads: "2".to_owned(),
             log: "info".to_owned(),
             log_format: "text".to_owned(),
-            die_with_parent: false,
+            die_with_parent: None,
         }
     }
 

@@ -45,8 +45,8 @@ pub trait Service: Send + 'static {
 /// When it cannot start, or the server fails.
 pub fn run<S: Service>(config: &Config, service: S) -> Result<(), ServeError> {
     telemetry::init(config);
-    if config.die_with_parent {
-        die_with_parent()?;
+    if let Some(parent) = config.die_with_parent {
+        die_with_parent(parent)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // Computing happens on threads of its own; these only pass messages.
@@ -130,11 +130,10 @@ async fn cancel_on_signal(shutdown: CancellationToken) {
 }
 
 /// A parent that is killed cannot clean up; the kernel tells its children.
-fn die_with_parent() -> Result<(), ServeError> {
-    let parent = nix::unistd::getppid();
+fn die_with_parent(parent: i32) -> Result<(), ServeError> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(|error| ServeError::Setup(error.to_string()))?;
     // It may have died before the kernel knew of our wish.
-    if nix::unistd::getppid() != parent || parent.as_raw() == 1 {
+    if nix::unistd::getppid().as_raw() != parent {
         return Err(ServeError::Setup("the process that started this one has ended".to_owned()));
     }
     Ok(())

@@ -155,9 +155,9 @@ impl RunFolder {
         self.path.join("labels.csv")
     }
 
-    /// Folder for the short life of one assignment of new images.
-    pub fn assignment(&self, name: &str) -> PathBuf {
-        self.path.join("assign").join(name)
+    /// Folder of the assignments of new images that are going on; what an earlier coordinator left there is rubbish.
+    pub fn assignments(&self) -> PathBuf {
+        self.path.join("assign")
     }
 
     /// The folder of all epochs.

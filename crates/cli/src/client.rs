@@ -1,0 +1,191 @@
+//! Talking to a coordinator: the commands that any client could be, and following a run.
+
+use crate::failure::Failure;
+use crate::show::Show;
+use deepcluster_domain::RunSpec;
+use deepcluster_proto::run_spec_to_wire;
+use deepcluster_proto::v1::runs_client::RunsClient;
+use deepcluster_proto::v1::{
+    AssignImagesRequest, Assignment, CancelRunRequest, CreateRunRequest, GetRunRequest, ListRunsRequest, PauseRunRequest,
+    ResumeRunRequest, Run, RunState, WatchRunRequest, watch_run_response,
+};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// A connection to a coordinator.
+#[derive(Clone)]
+pub struct Client {
+    runs: RunsClient<Channel>,
+    server: String,
+}
+
+impl Client {
+    /// A client of the coordinator at `server`, as in `http://127.0.0.1:7070`. Connects when it is first used.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn new(server: &str) -> Result<Self, Failure> {
+        let endpoint =
+            Endpoint::from_shared(server.to_owned()).map_err(|error| Failure::usage(format!("--server '{server}': {error}")))?;
+        let channel = endpoint.connect_timeout(Duration::from_secs(10)).connect_lazy();
+        Ok(Self { runs: RunsClient::new(channel), server: server.to_owned() })
+    }
+
+    /// All runs, oldest first.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn list(&mut self) -> Result<Vec<Run>, Failure> {
+        let answer = self.runs.list_runs(ListRunsRequest {}).await;
+        Ok(answer.map_err(|status| self.failure(&status))?.into_inner().runs)
+    }
+
+    /// The run of that name, or the newest when none is named.
+    ///
+    /// # Errors
+    /// When there is no such run.
+    pub async fn find(&mut self, run: Option<&str>) -> Result<Run, Failure> {
+        match run {
+            None => self.list().await?.pop().ok_or_else(|| Failure::usage("there are no runs yet")),
+            Some(id) => {
+                let answer = self.runs.get_run(GetRunRequest { run_id: id.to_owned() }).await;
+                present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
+            }
+        }
+    }
+
+    /// Queues a run.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn create(&mut self, spec: &RunSpec) -> Result<Run, Failure> {
+        let answer = self.runs.create_run(CreateRunRequest { spec: Some(run_spec_to_wire(spec)) }).await;
+        present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
+    }
+
+    /// Stops a run for now.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn pause(&mut self, run_id: String) -> Result<Run, Failure> {
+        let answer = self.runs.pause_run(PauseRunRequest { run_id }).await;
+        present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
+    }
+
+    /// Continues a run.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn resume(&mut self, run_id: String) -> Result<Run, Failure> {
+        let answer = self.runs.resume_run(ResumeRunRequest { run_id }).await;
+        present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
+    }
+
+    /// Ends a run for good.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn cancel(&mut self, run_id: String) -> Result<Run, Failure> {
+        let answer = self.runs.cancel_run(CancelRunRequest { run_id }).await;
+        present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
+    }
+
+    /// Cluster and distance of images by the last committed epoch of a run; paths are relative to the images root.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn assign(&mut self, run_id: String, paths: Vec<Vec<u8>>) -> Result<Vec<Assignment>, Failure> {
+        let answer = self.runs.assign_images(AssignImagesRequest { run_id, paths }).await;
+        Ok(answer.map_err(|status| self.failure(&status))?.into_inner().assignments)
+    }
+
+    /// Follows a run from an event on until it has ended, also across restarts of the coordinator. Progress is shown;
+    /// a run that failed is a failure.
+    ///
+    /// # Errors
+    /// When the run failed, or the coordinator does not know it.
+    pub async fn follow(&mut self, run_id: &str, from_event: u64, show: &mut Show) -> Result<(), Failure> {
+        let mut next = from_event;
+        loop {
+            match self.follow_once(run_id, &mut next, show).await {
+                Ok(Some(outcome)) => return outcome,
+                Ok(None) => {}
+                Err(status) if !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {
+                    return Err(self.failure(&status));
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// One stream's worth; says how the run ended, if it did.
+    async fn follow_once(
+        &mut self,
+        run_id: &str,
+        next: &mut u64,
+        show: &mut Show,
+    ) -> Result<Option<Result<(), Failure>>, Status> {
+        let request = WatchRunRequest { run_id: run_id.to_owned(), from_event: *next };
+        let mut updates = self.runs.watch_run(request).await?.into_inner();
+        let mut outcome = None;
+        while let Some(message) = updates.message().await? {
+            match message.update {
+                Some(watch_run_response::Update::Event(event)) => {
+                    *next = event.number + 1;
+                    show.event(&event);
+                    if event.kind == "run" {
+                        outcome = ending(&event.json);
+                    }
+                }
+                Some(watch_run_response::Update::Progress(progress)) => show.progress(&progress),
+                None => {}
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn failure(&self, status: &Status) -> Failure {
+        let message = status.message();
+        match status.code() {
+            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::AlreadyExists => Failure::usage(message),
+            Code::Unavailable => Failure::other(format!("no coordinator answers at {}: {message}", self.server)),
+            _ => Failure::other(message),
+        }
+    }
+}
+
+/// How a run ended, by its latest event of kind "run"; none while it goes on.
+fn ending(json: &str) -> Option<Result<(), Failure>> {
+    let event: Value = serde_json::from_str(json).ok()?;
+    let message = event["message"].as_str().unwrap_or_default();
+    match event["state"].as_str()? {
+        "finished" => Some(Ok(())),
+        "cancelled" => Some(Err(Failure::other("the run was cancelled"))),
+        "failed" if event["bad_input"] == true => Some(Err(Failure::usage(message))),
+        "failed" => Some(Err(Failure::other(message))),
+        _ => None,
+    }
+}
+
+/// A run as one JSON object.
+pub fn run_json(run: &Run) -> Value {
+    let state = state_name(run);
+    json!({
+        "run_id": run.run_id, "state": state, "message": run.message, "epochs_done": run.epochs_done,
+        "epochs": run.spec.as_ref().map(|spec| spec.epochs), "k": run.k, "images": run.n_images, "skipped": run.n_skipped,
+        "folder": run.folder, "images_folder": run.spec.as_ref().map(|spec| spec.images.clone()),
+    })
+}
+
+/// A run's state in one lower-case word.
+pub fn state_name(run: &Run) -> String {
+    let name = RunState::try_from(run.state).unwrap_or_default().as_str_name();
+    name.trim_start_matches("RUN_STATE_").to_lowercase()
+}
+
+fn present(run: Option<Run>) -> Result<Run, Failure> {
+    run.ok_or_else(|| Failure::other("the coordinator sent an empty answer"))
+}

@@ -1,0 +1,183 @@
+//! The whole system on this machine: four services as child processes, kept alive, stopped together.
+//!
+//! 1. A listening socket is opened here for every service and handed over as its standard input. It stays open when the
+//!    service dies, so a restarted one answers at the same address, and callers merely wait.
+//! 2. A service that dies is started again, after a pause that grows while it keeps dying.
+//! 3. Children get SIGTERM when we stop, and from the kernel when we are killed (`--die-with-parent`). They have a process
+//!    group of their own, so that Ctrl-C in a terminal reaches us alone.
+
+use crate::failure::Failure;
+use deepcluster_volume::publish;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, OpenOptions};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a service may take to stop before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Longest pause before a service that keeps dying is started again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The running services.
+pub struct Stack {
+    services: Vec<Service>,
+    /// Address of the coordinator.
+    pub server: String,
+}
+
+struct Service {
+    name: String,
+    arguments: Vec<String>,
+    threads: usize,
+    program: PathBuf,
+    listener: TcpListener,
+    log: PathBuf,
+    child: Option<Child>,
+    started: Instant,
+    pause: Duration,
+}
+
+impl Stack {
+    /// Starts coordinator, clusterer, trainer and `n_extractors` extractors on a volume.
+    ///
+    /// # Errors
+    /// When the volume cannot be written or a program is missing.
+    pub fn start(volume: &Path, n_extractors: usize) -> Result<Self, Failure> {
+        publish::create_folder(&volume.join("logs"))?;
+        let volume = fs::canonicalize(volume).map_err(|error| Failure::usage(format!("{}: {error}", volume.display())))?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut services = Vec::new();
+        let extractors = (0..n_extractors).map(|n| (format!("extractor-{n}"), "extractor", (cores / n_extractors).max(1)));
+        let workers = [("clusterer".to_owned(), "clusterer", cores), ("trainer".to_owned(), "trainer", cores)];
+        for (name, kind, threads) in extractors.chain(workers) {
+            services.push(Service::new(&name, kind, threads, &volume, Vec::new())?);
+        }
+        let address = |service: &Service| service.listener.local_addr().map(|address| address.to_string());
+        let addresses: Vec<String> =
+            services.iter().map(address).collect::<Result<_, _>>().map_err(|error| Failure::other(error.to_string()))?;
+        let arguments = vec![
+            format!("--extractors={}", addresses[..n_extractors].join(",")),
+            format!("--clusterer={}", addresses[n_extractors]),
+            format!("--trainer={}", addresses[n_extractors + 1]),
+            "--start-paused".to_owned(),
+        ];
+        services.push(Service::new("coordinator", "coordinator", 1, &volume, arguments)?);
+        let server = services.last().map(address).transpose().map_err(|error| Failure::other(error.to_string()))?;
+        let mut stack = Self { services, server: format!("http://{}", server.unwrap_or_default()) };
+        for service in &mut stack.services {
+            service.start()?;
+        }
+        Ok(stack)
+    }
+
+    /// Keeps the services alive. Ends only when one cannot start at all, with the sentence that it left.
+    pub async fn keep_alive(&mut self) -> Failure {
+        loop {
+            for service in &mut self.services {
+                if let Err(failure) = service.revive() {
+                    return failure;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Stops the services; what does not drain in time is killed.
+    pub async fn stop(mut self) {
+        for child in self.services.iter().filter_map(|service| service.child.as_ref()) {
+            let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        }
+        let deadline = Instant::now() + GRACE;
+        while Instant::now() < deadline && self.services.iter_mut().any(Service::is_alive) {
+            // Connections of ours must go on being served meanwhile, or the services would wait for them to close.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for service in &mut self.services {
+            if service.is_alive()
+                && let Some(child) = service.child.as_mut()
+            {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+impl Service {
+    fn new(name: &str, kind: &str, threads: usize, volume: &Path, more: Vec<String>) -> Result<Self, Failure> {
+        let here = std::env::current_exe().map_err(|error| Failure::other(error.to_string()))?;
+        let program = here.with_file_name(format!("deepcluster-{kind}"));
+        if !program.is_file() {
+            return Err(Failure::other(format!("{} is missing; `make build` makes it", program.display())));
+        }
+        let listener =
+            TcpListener::bind("127.0.0.1:0").map_err(|error| Failure::other(format!("no port on 127.0.0.1: {error}")))?;
+        let mut arguments = vec![
+            "--listen=stdin".to_owned(),
+            format!("--die-with-parent={}", std::process::id()),
+            format!("--volume={}", volume.display()),
+            "--images=/".to_owned(),
+            format!("--threads={threads}"),
+        ];
+        arguments.extend(more);
+        let log = volume.join("logs").join(format!("{name}.log"));
+        let name = name.to_owned();
+        Ok(Self { name, arguments, threads, program, listener, log, child: None, started: Instant::now(), pause: Duration::ZERO })
+    }
+
+    fn start(&mut self) -> Result<(), Failure> {
+        let failed = |error: std::io::Error| Failure::other(format!("cannot start {}: {error}", self.name));
+        let log = OpenOptions::new().create(true).append(true).open(&self.log);
+        let log = log.map_err(|error| Failure::usage(format!("{}: {error}", self.log.display())))?;
+        let socket = OwnedFd::from(self.listener.try_clone().map_err(failed)?);
+        let threads = self.threads.to_string();
+        let child = Command::new(&self.program)
+            .args(&self.arguments)
+            // faiss and OpenBLAS read their thread counts from here.
+            .env("OMP_NUM_THREADS", &threads)
+            .env("OPENBLAS_NUM_THREADS", &threads)
+            .stdin(Stdio::from(socket))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        self.child = Some(child);
+        self.started = Instant::now();
+        Ok(())
+    }
+
+    /// Starts the service again when it has died and its pause is over.
+    fn revive(&mut self) -> Result<(), Failure> {
+        if let Some(child) = self.child.as_mut() {
+            let Ok(Some(status)) = child.try_wait() else { return Ok(()) };
+            self.child = None;
+            // 2 is a service's word for: not like this, and trying again is no use.
+            if status.code() == Some(2) {
+                return Err(Failure::usage(self.last_words()));
+            }
+            let lived_long = self.started.elapsed() > LONGEST_PAUSE;
+            self.pause =
+                if lived_long { Duration::ZERO } else { (self.pause * 2).clamp(Duration::from_millis(100), LONGEST_PAUSE) };
+            self.started = Instant::now();
+        }
+        if self.started.elapsed() >= self.pause { self.start() } else { Ok(()) }
+    }
+
+    fn is_alive(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// The last line of its log, without its name.
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let line = log.lines().last().unwrap_or("it left no word");
+        line.split_once(": ").map_or(line, |(_, sentence)| sentence).to_owned()
+    }
+}

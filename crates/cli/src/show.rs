@@ -1,0 +1,95 @@
+//! What a person or a program sees of a run: bars on a terminal, one line an epoch otherwise, JSON on request.
+
+use deepcluster_proto::v1::{Event, RunProgress};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+use std::io::IsTerminal;
+
+/// Shows events and progress.
+pub struct Show {
+    json: bool,
+    bar: Option<ProgressBar>,
+    phase: String,
+}
+
+impl Show {
+    /// JSON lines on standard output, or lines for people with a bar when standard error is a terminal.
+    pub fn new(json: bool) -> Self {
+        let bar = (!json && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0));
+        Self { json, bar, phase: String::new() }
+    }
+
+    /// Shows an event.
+    pub fn event(&mut self, event: &Event) {
+        if self.json {
+            println!("{}", event.json);
+            return;
+        }
+        let Ok(value) = serde_json::from_str::<Value>(&event.json) else { return };
+        let line = match event.kind.as_str() {
+            "epoch" => epoch_line(&value),
+            "run" if value["k_given"] == "auto" => {
+                format!("{} images, {} unreadable; k = {} (auto)", value["images"], value["skipped"], value["k"])
+            }
+            "run" if value.get("k").is_some() => {
+                format!("{} images, {} unreadable; k = {}", value["images"], value["skipped"], value["k"])
+            }
+            "run" => format!("run {}", value["state"].as_str().unwrap_or_default()),
+            "images" => format!("{} images cannot be read; images.csv says why", value["skipped_in_all"]),
+            "fault" => format!("{}: {}; trying again", text(&value, "worker"), text(&value, "message")),
+            _ => return,
+        };
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{line}")),
+            None => println!("{line}"),
+        }
+    }
+
+    /// Shows how far a phase has come, with rate and time left.
+    pub fn progress(&mut self, progress: &RunProgress) {
+        let (Some(bar), Some(inner)) = (&self.bar, &progress.progress) else { return };
+        let phase = format!("epoch {} {} {}", progress.epoch, progress.phase, inner.phase);
+        if phase != self.phase {
+            bar.reset();
+            self.phase = phase;
+        }
+        let template =
+            if inner.total > 0 { "{msg:32} [{bar:30}] {pos}/{len} {per_sec} {eta} left" } else { "{msg:32} {spinner} {elapsed}" };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_length(inner.total);
+        bar.set_position(inner.done);
+        let loss = if inner.loss > 0.0 { format!(" loss {:.3}", inner.loss) } else { String::new() };
+        bar.set_message(format!("{}{loss}", self.phase));
+    }
+}
+
+impl Drop for Show {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn epoch_line(value: &Value) -> String {
+    let score = |name: &str| value[name].as_f64().map_or("-".to_owned(), |score| format!("{score:.3}"));
+    let seconds = |name: &str| value[name].as_f64().map_or("-".to_owned(), |seconds| format!("{seconds:.1} s"));
+    format!(
+        "epoch {:>3}  loss {}  clusters {} (largest {:.1} %)  NMI last {} classes {}  extract {} cluster {} train {}",
+        value["epoch"],
+        score("loss"),
+        value["nonempty"],
+        value["largest_share"].as_f64().unwrap_or_default() * 100.0,
+        score("nmi_last"),
+        score("nmi_classes"),
+        seconds("extract_s"),
+        seconds("cluster_s"),
+        seconds("train_s"),
+    )
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_default()
+}

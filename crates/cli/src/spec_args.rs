@@ -1,0 +1,85 @@
+//! The flags that describe a run.
+
+use deepcluster_domain::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec};
+
+/// What a run shall do. Defaults are the recipe's.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SpecArgs {
+    /// Number of clusters, or "auto" for min(10000, max(10, N/50))
+    #[arg(long, default_value_t = ClusterCount::Auto, value_name = "K")]
+    k: ClusterCount,
+    /// Epochs, each one clustering and one pass of training
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    epochs: u32,
+    /// The convnet: alexnet, vgg16, resnet18 or resnet50
+    #[arg(long, default_value_t = Architecture::AlexNet, value_name = "NAME")]
+    arch: Architecture,
+    /// Side of the square that the network sees, in pixels
+    #[arg(long, default_value_t = 224, value_name = "PIXELS")]
+    image_size: u32,
+    /// Show the network colours instead of edges
+    #[arg(long)]
+    no_sobel: bool,
+    /// Images of one training step
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    batch: u32,
+    /// Learning rate
+    #[arg(long, default_value_t = 0.05, value_name = "RATE")]
+    lr: f64,
+    /// Weight decay
+    #[arg(long, default_value_t = 1e-5, value_name = "DECAY")]
+    weight_decay: f64,
+    /// Dimensions kept by PCA
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pca: u32,
+    /// Length of an epoch's training list ÷ number of readable images
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    reassign: f64,
+    /// The seed from which every random number of the run follows
+    #[arg(long, default_value_t = 31, value_name = "SEED")]
+    seed: u64,
+    /// Where the network computes: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value_t = DeviceChoice::Auto, value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// Arithmetic of the network: auto, f32 or bf16
+    #[arg(long, default_value_t = Precision::Auto, value_name = "PRECISION")]
+    precision: Precision,
+    /// How features are stored: f16 or f32
+    #[arg(long, default_value_t = FeatureDtype::F16, value_name = "TYPE")]
+    feature_dtype: FeatureDtype,
+    /// Share of the images that may be unreadable, 0 to 1
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    max_skipped: f64,
+    /// Committed epochs that stay on the volume; two stay in any case
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    keep_epochs: u32,
+    /// Images that an extractor takes at a time
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    shard_images: u32,
+}
+
+impl SpecArgs {
+    /// The spec for a folder of images, given relative to the images root of the services.
+    pub fn spec(&self, images: String) -> RunSpec {
+        RunSpec {
+            images,
+            k: self.k,
+            epochs: self.epochs,
+            architecture: self.arch,
+            image_size: self.image_size,
+            sobel: !self.no_sobel,
+            batch: self.batch,
+            learning_rate: self.lr,
+            weight_decay: self.weight_decay,
+            pca: self.pca,
+            reassign: self.reassign,
+            seed: self.seed,
+            device: self.device,
+            precision: self.precision,
+            feature_dtype: self.feature_dtype,
+            max_skipped: self.max_skipped,
+            keep_epochs: self.keep_epochs,
+            shard_images: self.shard_images,
+        }
+    }
+}

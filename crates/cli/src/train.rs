@@ -1,0 +1,150 @@
+//! `train` and `resume`: a run on the services of this machine.
+
+use crate::client::{Client, state_name};
+use crate::embedded::Stack;
+use crate::failure::Failure;
+use crate::show::Show;
+use deepcluster_domain::RunSpec;
+use deepcluster_proto::run_spec_to_wire;
+use deepcluster_proto::v1::{Run, RunState};
+use deepcluster_volume::Volume;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a fresh coordinator may take to answer.
+const START: Duration = Duration::from_secs(60);
+
+/// Which run.
+enum Wanted {
+    /// The one of this spec that was interrupted, or a new one.
+    Spec(Box<RunSpec>),
+    /// One by name, or the only one that has not ended.
+    Unfinished(Option<String>),
+}
+
+/// A folder of images as the services know it: relative to their root, `/`.
+///
+/// # Errors
+/// One sentence that names the folder.
+pub fn images_below_root(images: &Path) -> Result<String, Failure> {
+    let named = |error: std::io::Error| Failure::usage(format!("{}: {error}", images.display()));
+    let absolute = fs::canonicalize(images).map_err(named)?;
+    if !absolute.is_dir() {
+        return Err(Failure::usage(format!("{} is not a folder", images.display())));
+    }
+    fs::read_dir(&absolute).map_err(named)?;
+    let text = absolute.to_str().ok_or_else(|| Failure::usage(format!("{} is not UTF-8", absolute.display())))?;
+    Ok(text.trim_start_matches('/').to_owned())
+}
+
+/// Trains on a folder; an interrupted run of the same spec goes on.
+///
+/// # Errors
+/// When input or spec do not do, or the run fails.
+pub async fn train(spec: RunSpec, volume: &Path, n_extractors: usize, json: bool) -> Result<(), Failure> {
+    spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
+    if !(1..=64).contains(&n_extractors) {
+        return Err(Failure::usage("--extractors must lie between 1 and 64"));
+    }
+    embedded(volume, n_extractors, Wanted::Spec(Box::new(spec)), json).await
+}
+
+/// Continues a run that was interrupted.
+///
+/// # Errors
+/// When there is none, it has ended, or it fails.
+pub async fn resume(volume: &Path, run: Option<String>, json: bool) -> Result<(), Failure> {
+    let runs = Volume::new(volume).run_ids()?;
+    if runs.is_empty() {
+        return Err(Failure::usage(format!("{} has no runs", volume.display())));
+    }
+    if let Some(name) = run.as_ref().filter(|name| !runs.iter().any(|id| id.as_str() == name.as_str())) {
+        return Err(Failure::usage(format!("{} has no run {name}", volume.display())));
+    }
+    embedded(volume, 1, Wanted::Unfinished(run), json).await
+}
+
+/// Starts the services, works with them, stops the services, whatever happens.
+///
+/// # Errors
+/// What the work fails with, or why a service cannot start.
+pub async fn with_services<T>(
+    volume: &Path,
+    n_extractors: usize,
+    hint: &str,
+    work: impl AsyncFnOnce(&mut Client, Vec<Run>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let failed = |error: std::io::Error| Failure::other(error.to_string());
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut stack = Stack::start(volume, n_extractors)?;
+    let mut client = Client::new(&stack.server)?;
+    let answered = async {
+        let runs = tokio::time::timeout(START, first_answer(&mut client)).await;
+        let runs = runs.map_err(|_| Failure::other(format!("the coordinator does not answer; see {}/logs", volume.display())))?;
+        work(&mut client, runs).await
+    };
+    let outcome = tokio::select! {
+        failure = stack.keep_alive() => Err(failure),
+        outcome = answered => outcome,
+        _ = interrupt.recv() => Err(Failure::other(format!("interrupted{hint}"))),
+        _ = terminate.recv() => Err(Failure::other(format!("interrupted{hint}"))),
+    };
+    stack.stop().await;
+    outcome
+}
+
+async fn embedded(volume: &Path, n_extractors: usize, wanted: Wanted, json: bool) -> Result<(), Failure> {
+    let hint = format!("; `deepcluster resume {}` goes on", volume.display());
+    with_services(volume, n_extractors, &hint, async |client, runs| follow(client, runs, wanted, volume, json).await).await
+}
+
+async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Path, json: bool) -> Result<(), Failure> {
+    let run = match wanted {
+        Wanted::Spec(spec) => {
+            let wire = run_spec_to_wire(&spec);
+            match runs.into_iter().rev().find(|run| run.spec.as_ref() == Some(&wire) && can_go_on(run)) {
+                Some(run) => client.resume(run.run_id).await?,
+                None => client.create(&spec).await?,
+            }
+        }
+        Wanted::Unfinished(name) => client.resume(unfinished(runs, name)?.run_id).await?,
+    };
+    let folder = volume.join(&run.folder);
+    if !json {
+        println!("{} in {}", run.run_id, folder.display());
+    }
+    client.follow(&run.run_id, 0, &mut Show::new(json)).await?;
+    if !json {
+        println!("finished: {}", folder.display());
+    }
+    Ok(())
+}
+
+async fn first_answer(client: &mut Client) -> Vec<Run> {
+    loop {
+        match client.list().await {
+            Ok(runs) => return runs,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+fn can_go_on(run: &Run) -> bool {
+    matches!(RunState::try_from(run.state), Ok(RunState::Paused | RunState::Failed))
+}
+
+fn unfinished(runs: Vec<Run>, name: Option<String>) -> Result<Run, Failure> {
+    let mut candidates: Vec<Run> = match &name {
+        Some(name) => runs.into_iter().filter(|run| run.run_id == *name).collect(),
+        None => runs.into_iter().filter(can_go_on).collect(),
+    };
+    match candidates.pop() {
+        None => Err(Failure::usage("there is no run that could go on")),
+        Some(run) if !can_go_on(&run) => Err(Failure::usage(format!("run {} is {}", run.run_id, state_name(&run)))),
+        Some(_) if !candidates.is_empty() => Err(Failure::usage("several runs could go on; name one")),
+        Some(run) => Ok(run),
+    }
+}

@@ -1,0 +1,12 @@
+//! The whole system, through its built programs: real processes, sockets, files and images.
+//!
+//! `make test` builds the programs before it runs these, and installs the Python packages that read what they write.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod bad_input;
+mod end_to_end;
+mod formats;
+mod recovery;
+mod services;
+mod support;
