@@ -70,6 +70,7 @@ fn labels_are_those_of_the_last_epoch() {
 #[test]
 fn assigned_images_of_the_run_get_their_own_labels() {
     let folder = finished_run().folder();
+    let _owner = finished_run().owner.lock();
     let labels = deepcluster(["labels", text(&folder)]).good();
     let labels: HashMap<&str, (&str, f64)> = labels
         .lines()
@@ -98,6 +99,7 @@ fn assigned_images_of_the_run_get_their_own_labels() {
 #[test]
 fn an_image_that_cannot_be_assigned_is_named() {
     let folder = finished_run().folder();
+    let _owner = finished_run().owner.lock();
     let broken = finished_run().volume.path().join("broken.jpg");
     deepcluster_volume::publish::publish_bytes(&broken, b"no image").unwrap();
     let good = pictures().join("stripes").read_dir().unwrap().next().unwrap().unwrap().path();

@@ -9,4 +9,5 @@ mod end_to_end;
 mod formats;
 mod recovery;
 mod services;
+mod stack;
 mod support;

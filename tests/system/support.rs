@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use tempfile::TempDir;
 
 /// A built program; it lies beside the folder of this test.
@@ -108,7 +108,7 @@ impl Followed {
 pub fn processes(one: &str, other: &str) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid: Option<i32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
         found.extend(pid.filter(|_| line.contains(one) && line.contains(other)));
@@ -156,7 +156,7 @@ pub fn finished_run() -> &'static FinishedRun {
         let volume = tempfile::tempdir().unwrap();
         let (events, code) = Followed::start(&train_arguments(volume.path())).finish();
         assert_eq!(code, Some(0));
-        FinishedRun { volume, events }
+        FinishedRun { volume, events, owner: Mutex::new(()) }
     });
     &RUN
 }
@@ -165,6 +165,8 @@ pub fn finished_run() -> &'static FinishedRun {
 pub struct FinishedRun {
     pub volume: TempDir,
     pub events: Vec<Value>,
+    /// Held by whoever starts services on the volume, which only one may.
+    pub owner: Mutex<()>,
 }
 
 impl FinishedRun {

@@ -1,0 +1,89 @@
+//! What dies comes back, and the bytes are those of a run that nothing happened to.
+
+use crate::stack::{Stack, create, has_ended, is_phase, spec, watch_until};
+use crate::support::{
+    Followed, deepcluster, epochs_of, finished_run, processes, program, text, train_arguments, wait_until_deserted,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::Path;
+use std::process::Command;
+
+fn same_as_undisturbed(volume: &Path) {
+    let (expected, found) = (epochs_of(finished_run().volume.path()), epochs_of(volume));
+    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&expected), names(&found));
+    for ((name, one), (_, other)) in expected.iter().zip(&found) {
+        assert!(one == other, "{name} differs");
+    }
+}
+
+/// Every worker is killed in the middle of its work, then the coordinator.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_services_cost_time_and_nothing_else() {
+    let mut stack = Stack::start();
+    let mut runs = stack.runs();
+    let run = create(&mut runs, spec(2)).await;
+    for (worker, epoch, phase) in [(0, 0, "extract"), (1, 0, "cluster"), (2, 0, "train"), (2, 1, "train")] {
+        watch_until(&mut runs, &run.run_id, is_phase(epoch, phase)).await;
+        stack.workers[worker].signal(Signal::SIGKILL);
+        stack.workers[worker].restart();
+    }
+    watch_until(&mut runs, &run.run_id, is_phase(1, "train")).await;
+    stack.coordinator.signal(Signal::SIGKILL);
+    stack.coordinator.restart();
+    let events = watch_until(&mut stack.runs(), &run.run_id, has_ended).await;
+    let faults = events.iter().filter(|event| event.kind == "fault" && event.json.contains("\"worker\":\"trainer\""));
+    assert!(faults.count() >= 2, "{events:?}");
+    same_as_undisturbed(stack.volume.path());
+}
+
+/// The embedded services are started again by the command itself.
+#[test]
+fn the_command_restarts_a_killed_trainer() {
+    let volume = tempfile::tempdir().unwrap();
+    let mut train = Followed::start(&train_arguments(volume.path()));
+    train.wait_for_phase(0, "train");
+    let trainers = processes("deepcluster-trainer", text(volume.path()));
+    assert_eq!(trainers.len(), 1);
+    kill(Pid::from_raw(trainers[0]), Signal::SIGKILL).unwrap();
+    assert_eq!(train.finish().1, Some(0));
+    same_as_undisturbed(volume.path());
+}
+
+#[test]
+fn an_interrupted_command_is_resumed() {
+    let volume = tempfile::tempdir().unwrap();
+    let mut train = Followed::start(&train_arguments(volume.path()));
+    train.wait_for_phase(0, "train");
+    kill(Pid::from_raw(train.child.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(train.finish().1, Some(1));
+    assert!(processes("deepcluster-", text(volume.path())).is_empty());
+    deepcluster(["resume", text(volume.path())]).good();
+    same_as_undisturbed(volume.path());
+}
+
+#[test]
+fn a_killed_command_leaves_no_processes_and_the_same_command_goes_on() {
+    let volume = tempfile::tempdir().unwrap();
+    let mut train = Followed::start(&train_arguments(volume.path()));
+    train.wait_for_phase(1, "extract");
+    kill(Pid::from_raw(train.child.id() as i32), Signal::SIGKILL).unwrap();
+    assert_eq!(train.finish().1, None);
+    wait_until_deserted(volume.path());
+    let output = Command::new(program("deepcluster")).args(train_arguments(volume.path())).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    same_as_undisturbed(volume.path());
+}
+
+/// Two extractors and other shards compute the same features, so everything after them is the same.
+#[test]
+fn more_extractors_give_the_same_bytes() {
+    let volume = tempfile::tempdir().unwrap();
+    let mut arguments = train_arguments(volume.path());
+    arguments.extend(["--extractors".to_owned(), "2".to_owned()]);
+    let (_, code) = Followed::start(&arguments).finish();
+    assert_eq!(code, Some(0));
+    let labels = |volume: &Path| std::fs::read(volume.join("runs/run-0001/epochs/0000/labels.npy")).unwrap();
+    assert_eq!(labels(volume.path()), labels(finished_run().volume.path()));
+}
