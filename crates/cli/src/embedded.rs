@@ -24,6 +24,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Longest pause before a service that keeps dying is started again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// How often in a row a service may end by itself, soon after its start, before that is taken for good.
+const FAILED_STARTS: u32 = 5;
+
 /// The running services.
 pub struct Stack {
     services: Vec<Service>,
@@ -41,6 +44,7 @@ struct Service {
     child: Option<Child>,
     started: Instant,
     pause: Duration,
+    failed_starts: u32,
 }
 
 impl Stack {
@@ -128,7 +132,18 @@ impl Service {
         arguments.extend(more);
         let log = volume.join("logs").join(format!("{name}.log"));
         let name = name.to_owned();
-        Ok(Self { name, arguments, threads, program, listener, log, child: None, started: Instant::now(), pause: Duration::ZERO })
+        Ok(Self {
+            name,
+            arguments,
+            threads,
+            program,
+            listener,
+            log,
+            child: None,
+            started: Instant::now(),
+            pause: Duration::ZERO,
+            failed_starts: 0,
+        })
     }
 
     fn start(&mut self) -> Result<(), Failure> {
@@ -163,6 +178,11 @@ impl Service {
                 return Err(Failure::usage(self.last_words()));
             }
             let lived_long = self.started.elapsed() > LONGEST_PAUSE;
+            // A service that is killed is started again for ever; one that gives up by itself has a reason that stays.
+            self.failed_starts = if lived_long || status.code().is_none() { 0 } else { self.failed_starts + 1 };
+            if self.failed_starts >= FAILED_STARTS {
+                return Err(Failure::other(format!("{} does not start: {}", self.name, self.last_words())));
+            }
             self.pause =
                 if lived_long { Duration::ZERO } else { (self.pause * 2).clamp(Duration::from_millis(100), LONGEST_PAUSE) };
             self.started = Instant::now();

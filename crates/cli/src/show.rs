@@ -10,13 +10,15 @@ pub struct Show {
     json: bool,
     bar: Option<ProgressBar>,
     phase: String,
+    first_epoch: Option<Value>,
+    last_epoch: Option<Value>,
 }
 
 impl Show {
     /// JSON lines on standard output, or lines for people with a bar when standard error is a terminal.
     pub fn new(json: bool) -> Self {
         let bar = (!json && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0));
-        Self { json, bar, phase: String::new() }
+        Self { json, bar, phase: String::new(), first_epoch: None, last_epoch: None }
     }
 
     /// Shows an event.
@@ -27,7 +29,11 @@ impl Show {
         }
         let Ok(value) = serde_json::from_str::<Value>(&event.json) else { return };
         let line = match event.kind.as_str() {
-            "epoch" => epoch_line(&value),
+            "epoch" => {
+                self.first_epoch.get_or_insert_with(|| value.clone());
+                self.last_epoch = Some(value.clone());
+                epoch_line(&value)
+            }
             "run" if value["k_given"] == "auto" => {
                 format!("{} images, {} unreadable; k = {} (auto)", value["images"], value["skipped"], value["k"])
             }
@@ -43,6 +49,18 @@ impl Show {
             Some(bar) => bar.suspend(|| println!("{line}")),
             None => println!("{line}"),
         }
+    }
+
+    /// What the run scored, from its first epoch to its last, in one line; nothing in JSON mode.
+    pub fn summary(&self) -> Option<String> {
+        let (first, last) = (self.first_epoch.as_ref()?, self.last_epoch.as_ref()?);
+        let both = |name: &str, label: &str| {
+            let (from, to) = (first[name].as_f64()?, last[name].as_f64()?);
+            Some(format!("{label} {from:.3} -> {to:.3}"))
+        };
+        let scores = [both("loss", "loss"), both("nmi_classes", "NMI with the folders"), both("ami_classes", "AMI")];
+        let scores: Vec<String> = scores.into_iter().flatten().collect();
+        Some(format!("epochs {} to {}: {}", first["epoch"], last["epoch"], scores.join(", ")))
     }
 
     /// Shows how far a phase has come, with rate and time left.

@@ -116,9 +116,10 @@ async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Pa
     if !json {
         println!("{} in {}", run.run_id, folder.display());
     }
-    client.follow(&run.run_id, 0, &mut Show::new(json)).await?;
-    if !json {
-        println!("finished: {}", folder.display());
+    let mut show = Show::new(json);
+    client.follow(&run.run_id, 0, &mut show).await?;
+    if let Some(summary) = show.summary() {
+        println!("{summary}\nfinished: {}", folder.display());
     }
     Ok(())
 }

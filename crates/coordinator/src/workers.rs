@@ -50,6 +50,8 @@ fn endpoint(address: &str) -> Result<Endpoint, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| format!("worker '{address}': {error}"))?;
     Ok(endpoint
         .connect_timeout(Duration::from_secs(5))
+        // Until an answer begins; once it has, [`Call::follow`] watches for silence.
+        .timeout(SILENCE)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(10))
         .tcp_nodelay(true))
