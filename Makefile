@@ -12,7 +12,7 @@ build: setup
 # Demo pictures, a run on them, and what it scored. Called again, it goes on or starts another run on the same pictures.
 demo: build
 	$(DEEPCLUSTER) demo-images demo/images --count 2000 --size 64 --seed 1
-	$(DEEPCLUSTER) train demo/images --out demo/volume --image-size 64 --k 50 --epochs 8 --batch 64 --seed 31
+	$(DEEPCLUSTER) train demo/images --out demo/volume --image-size 64 --k 20 --epochs 8 --batch 64 --seed 31
 	@echo "pictures in demo/images, the run in demo/volume"
 
 # Format, clippy, and every test. The system tests run the built programs, and read their files with Python.
