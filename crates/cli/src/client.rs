@@ -135,7 +135,9 @@ impl Client {
             match message.update {
                 Some(watch_run_response::Update::Event(event)) => {
                     *next = event.number + 1;
-                    show.event(&event);
+                    if let Err(failure) = show.event(&event) {
+                        return Ok(Some(Err(failure)));
+                    }
                     if event.kind == "run" {
                         outcome = ending(&event.json);
                     }

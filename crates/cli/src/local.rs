@@ -1,6 +1,6 @@
 //! Commands that only read a run's folder: `labels` and `export`.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::records::{EpochManifest, read_record};
 use deepcluster_volume::{RunFolder, image_list, npy, publish, tensors};
@@ -89,9 +89,7 @@ pub fn export(run: &Path, to: &Path, as_json: bool) -> Result<(), Failure> {
     let written = tensors::copy_some(&last.verified("checkpoint.safetensors")?, to, |name| !name.starts_with("optimizer."))?;
     let epoch = last.manifest.epoch;
     if as_json {
-        println!("{}", json!({"file": to, "epoch": epoch, "bytes": written.bytes, "blake3": written.blake3}));
-    } else {
-        println!("wrote the weights of epoch {epoch} to {} ({} bytes)", to.display(), written.bytes);
+        return say(json!({"file": to, "epoch": epoch, "bytes": written.bytes, "blake3": written.blake3}));
     }
-    Ok(())
+    say(format!("wrote the weights of epoch {epoch} to {} ({} bytes)", to.display(), written.bytes))
 }

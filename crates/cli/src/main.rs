@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 use client::{Client, run_json, state_name};
 use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
-use failure::Failure;
+use failure::{Failure, say};
 use show::Show;
 use spec_args::SpecArgs;
 use std::path::PathBuf;
@@ -157,7 +157,9 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("deepcluster: {failure}");
+            if !failure.message.is_empty() {
+                eprintln!("deepcluster: {failure}");
+            }
             ExitCode::from(failure.code)
         }
     }
@@ -172,12 +174,11 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Resume { volume, run, json } => train::resume(&volume, run, json).await,
         Command::Submit { images, spec, server } => {
             let run = Client::new(&server.server)?.create(&spec.spec(images)).await?;
-            print_run(&run, server.json);
-            Ok(())
+            print_run(&run, server.json)
         }
         Command::Runs { server } => {
             for run in Client::new(&server.server)?.list().await? {
-                print_run(&run, server.json);
+                print_run(&run, server.json)?;
             }
             Ok(())
         }
@@ -195,8 +196,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Export { run_dir, to, json } => local::export(&run_dir, &to, json),
         Command::DemoImages { dir, count, size, seed } => {
             let n = DemoImages { count, size, seed }.write(&dir).map_err(|error| Failure::usage(error.to_string()))?;
-            println!("wrote {n} pictures to {}", dir.display());
-            Ok(())
+            say(format!("wrote {n} pictures to {}", dir.display()))
         }
     }
 }
@@ -206,18 +206,16 @@ async fn change(named: Named, act: impl AsyncFnOnce(&mut Client, Run) -> Result<
     let mut client = Client::new(&named.server.server)?;
     let run = client.find(named.run.as_deref()).await?;
     let run = act(&mut client, run).await?;
-    print_run(&run, named.server.json);
-    Ok(())
+    print_run(&run, named.server.json)
 }
 
-fn print_run(run: &Run, json: bool) {
+fn print_run(run: &Run, json: bool) -> Result<(), Failure> {
     if json {
-        println!("{}", run_json(run));
-        return;
+        return say(run_json(run));
     }
     let epochs = run.spec.as_ref().map_or(0, |spec| spec.epochs);
     let (id, state, done) = (&run.run_id, state_name(run), run.epochs_done);
     let (images, k) = (run.n_images, run.k);
     let why = if run.message.is_empty() { String::new() } else { format!("  ({})", run.message) };
-    println!("{id}  {state:9}  epoch {done}/{epochs}  {images} images  k = {k}{why}");
+    say(format!("{id}  {state:9}  epoch {done}/{epochs}  {images} images  k = {k}{why}"))
 }

@@ -1,15 +1,42 @@
 //! What a person or a program sees of a run: bars on a terminal, one line an epoch otherwise, JSON on request.
 
+use crate::failure::{Failure, say};
 use deepcluster_proto::v1::{Event, RunProgress};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// The phase that the bar shows, and where it stood when it was first heard of: rates count from there, since a bar that
+/// joins a phase half-way would otherwise take the first half for the work of an instant.
+struct Phase {
+    name: String,
+    since: Instant,
+    done_then: u64,
+}
+
+impl Phase {
+    fn new(name: String, done: u64) -> Self {
+        Self { name, since: Instant::now(), done_then: done }
+    }
+
+    /// "41 /s, 12 seconds left"; empty while too little has happened to tell.
+    fn rate(&self, done: u64, total: u64) -> String {
+        let seconds = self.since.elapsed().as_secs_f64();
+        let rate = done.saturating_sub(self.done_then) as f64 / seconds;
+        if seconds < 0.5 || rate <= 0.0 {
+            return String::new();
+        }
+        let left = Duration::from_secs_f64(total.saturating_sub(done) as f64 / rate);
+        format!("{rate:.1}/s, {} left", HumanDuration(left))
+    }
+}
 
 /// Shows events and progress.
 pub struct Show {
     json: bool,
     bar: Option<ProgressBar>,
-    phase: String,
+    phase: Phase,
     first_epoch: Option<Value>,
     last_epoch: Option<Value>,
 }
@@ -17,17 +44,20 @@ pub struct Show {
 impl Show {
     /// JSON lines on standard output, or lines for people with a bar when standard error is a terminal.
     pub fn new(json: bool) -> Self {
-        let bar = (!json && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0));
-        Self { json, bar, phase: String::new(), first_epoch: None, last_epoch: None }
+        let bar =
+            (!json && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0).with_style(ProgressStyle::default_spinner()));
+        Self { json, bar, phase: Phase::new(String::new(), 0), first_epoch: None, last_epoch: None }
     }
 
     /// Shows an event.
-    pub fn event(&mut self, event: &Event) {
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn event(&mut self, event: &Event) -> Result<(), Failure> {
         if self.json {
-            println!("{}", event.json);
-            return;
+            return say(&event.json);
         }
-        let Ok(value) = serde_json::from_str::<Value>(&event.json) else { return };
+        let Ok(value) = serde_json::from_str::<Value>(&event.json) else { return Ok(()) };
         let line = match event.kind.as_str() {
             "epoch" => {
                 self.first_epoch.get_or_insert_with(|| value.clone());
@@ -43,11 +73,11 @@ impl Show {
             "run" => format!("run {}", value["state"].as_str().unwrap_or_default()),
             "images" => format!("{} images cannot be read; images.csv says why", value["skipped_in_all"]),
             "fault" => format!("{}: {}; trying again", text(&value, "worker"), text(&value, "message")),
-            _ => return,
+            _ => return Ok(()),
         };
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{line}")),
-            None => println!("{line}"),
+            Some(bar) => bar.suspend(|| say(line)),
+            None => say(line),
         }
     }
 
@@ -66,20 +96,20 @@ impl Show {
     /// Shows how far a phase has come, with rate and time left.
     pub fn progress(&mut self, progress: &RunProgress) {
         let (Some(bar), Some(inner)) = (&self.bar, &progress.progress) else { return };
-        let phase = format!("epoch {} {} {}", progress.epoch, progress.phase, inner.phase);
-        if phase != self.phase {
+        let name = format!("epoch {} {} {}", progress.epoch, progress.phase, inner.phase);
+        if name != self.phase.name {
             bar.reset();
-            self.phase = phase;
+            self.phase = Phase::new(name, inner.done);
         }
-        let template =
-            if inner.total > 0 { "{msg:32} [{bar:30}] {pos}/{len} {per_sec} {eta} left" } else { "{msg:32} {spinner} {elapsed}" };
+        let template = if inner.total > 0 { "{msg:32} [{bar:30}] {pos}/{len}  {prefix}" } else { "{msg:32} {spinner} {elapsed}" };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         bar.set_length(inner.total);
         bar.set_position(inner.done);
-        let loss = if inner.loss > 0.0 { format!(" loss {:.3}", inner.loss) } else { String::new() };
-        bar.set_message(format!("{}{loss}", self.phase));
+        bar.set_prefix(self.phase.rate(inner.done, inner.total));
+        let loss = if inner.loss > 0.0 { format!("  loss {:.3}", inner.loss) } else { String::new() };
+        bar.set_message(format!("{}{loss}", self.phase.name));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::client::{Client, state_name};
 use crate::embedded::Stack;
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use crate::show::Show;
 use deepcluster_domain::RunSpec;
 use deepcluster_proto::run_spec_to_wire;
@@ -114,12 +114,12 @@ async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Pa
     };
     let folder = volume.join(&run.folder);
     if !json {
-        println!("{} in {}", run.run_id, folder.display());
+        say(format!("{} in {}", run.run_id, folder.display()))?;
     }
     let mut show = Show::new(json);
     client.follow(&run.run_id, 0, &mut show).await?;
     if let Some(summary) = show.summary() {
-        println!("{summary}\nfinished: {}", folder.display());
+        say(format!("{summary}\nfinished: {}", folder.display()))?;
     }
     Ok(())
 }
