@@ -40,13 +40,15 @@ async fn killed_services_cost_time_and_nothing_else() {
 
 /// The embedded services are started again by the command itself.
 #[test]
-fn the_command_restarts_a_killed_trainer() {
+fn the_command_restarts_killed_services() {
     let volume = tempfile::tempdir().unwrap();
     let mut train = Followed::start(&train_arguments(volume.path()));
-    train.wait_for_phase(0, "train");
-    let trainers = processes("deepcluster-trainer", text(volume.path()));
-    assert_eq!(trainers.len(), 1);
-    kill(Pid::from_raw(trainers[0]), Signal::SIGKILL).unwrap();
+    for (epoch, service) in [(0, "deepcluster-trainer"), (1, "deepcluster-coordinator")] {
+        train.wait_for_phase(epoch, "train");
+        let found = processes(service, text(volume.path()));
+        assert_eq!(found.len(), 1);
+        kill(Pid::from_raw(found[0]), Signal::SIGKILL).unwrap();
+    }
     assert_eq!(train.finish().1, Some(0));
     same_as_undisturbed(volume.path());
 }

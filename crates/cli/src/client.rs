@@ -108,14 +108,22 @@ impl Client {
     /// When the run failed, or the coordinator does not know it.
     pub async fn follow(&mut self, run_id: &str, from_event: u64, show: &mut Show) -> Result<(), Failure> {
         let mut next = from_event;
+        let mut told = false;
         loop {
+            let before = next;
             match self.follow_once(run_id, &mut next, show).await {
                 Ok(Some(outcome)) => return outcome,
                 Ok(None) => {}
                 Err(status) if !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {
                     return Err(self.failure(&status));
                 }
-                Err(_) => {}
+                // Once an outage: news since the last one says that it was over.
+                Err(_) => {
+                    if !told || next > before {
+                        show.notice(&format!("no coordinator answers at {}; waiting for it", self.server));
+                    }
+                    told = true;
+                }
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

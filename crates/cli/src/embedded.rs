@@ -37,6 +37,8 @@ pub struct Stack {
 struct Service {
     name: String,
     arguments: Vec<String>,
+    /// Further arguments for its first start alone.
+    at_first: Vec<String>,
     threads: usize,
     program: PathBuf,
     listener: TcpListener,
@@ -69,9 +71,11 @@ impl Stack {
             format!("--extractors={}", addresses[..n_extractors].join(",")),
             format!("--clusterer={}", addresses[n_extractors]),
             format!("--trainer={}", addresses[n_extractors + 1]),
-            "--start-paused".to_owned(),
         ];
-        services.push(Service::new("coordinator", "coordinator", 1, &volume, arguments)?);
+        let mut coordinator = Service::new("coordinator", "coordinator", 1, &volume, arguments)?;
+        // No run starts before one is asked for; when the coordinator dies later, that one must go on by itself.
+        coordinator.at_first.push("--start-paused".to_owned());
+        services.push(coordinator);
         let server = services.last().map(address).transpose().map_err(|error| Failure::other(error.to_string()))?;
         let mut stack = Self { services, server: format!("http://{}", server.unwrap_or_default()) };
         for service in &mut stack.services {
@@ -135,6 +139,7 @@ impl Service {
         Ok(Self {
             name,
             arguments,
+            at_first: Vec::new(),
             threads,
             program,
             listener,
@@ -154,6 +159,7 @@ impl Service {
         let threads = self.threads.to_string();
         let child = Command::new(&self.program)
             .args(&self.arguments)
+            .args(std::mem::take(&mut self.at_first))
             // faiss and OpenBLAS read their thread counts from here.
             .env("OMP_NUM_THREADS", &threads)
             .env("OPENBLAS_NUM_THREADS", &threads)

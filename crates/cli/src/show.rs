@@ -81,6 +81,15 @@ impl Show {
         }
     }
 
+    /// Says on standard error what is no event of the run.
+    pub fn notice(&self, sentence: &str) {
+        let tell = || eprintln!("deepcluster: {sentence}");
+        match &self.bar {
+            Some(bar) => bar.suspend(tell),
+            None => tell(),
+        }
+    }
+
     /// What the run scored, from its first epoch to its last, in one line; nothing in JSON mode.
     pub fn summary(&self) -> Option<String> {
         let (first, last) = (self.first_epoch.as_ref()?, self.last_epoch.as_ref()?);
