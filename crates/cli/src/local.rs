@@ -83,8 +83,12 @@ pub fn print_labels(images: &[ImageEntry], labels: &[i32], distances: &[f32], as
 /// Writes the weights of the last committed epoch under the official names, without the optimizer's state.
 ///
 /// # Errors
-/// When the run cannot be read or the file cannot be written.
+/// When the run cannot be read, the file cannot be written, or something other than a file is there.
 pub fn export(run: &Path, to: &Path, as_json: bool) -> Result<(), Failure> {
+    // Publishing renames over its target, which would take the place of a device, a folder or a link.
+    if std::fs::symlink_metadata(to).is_ok_and(|found| !found.is_file()) {
+        return Err(Failure::usage(format!("--to {} is there already and is not a plain file", to.display())));
+    }
     let last = LastEpoch::of(&RunFolder::at(run))?;
     let written = tensors::copy_some(&last.verified("checkpoint.safetensors")?, to, |name| !name.starts_with("optimizer."))?;
     let epoch = last.manifest.epoch;

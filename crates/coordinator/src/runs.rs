@@ -13,10 +13,14 @@ use deepcluster_volume::{Volume, VolumeError, events::seconds_since_1970, image_
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tracing::{error, info};
+use tracing::{error, info, warn};
+
+/// Pause before an epoch is tried again whose failure could not even be written down.
+const UNRECORDED_PAUSE: Duration = Duration::from_secs(5);
 
 /// The runs of a volume.
 pub struct Runs {
@@ -31,12 +35,20 @@ pub struct Runs {
 impl Runs {
     /// Reads all runs. Those that were going on wait for their turn, or for `unpause` when `paused` is set.
     ///
+    /// A run that cannot be read is left out with a warning; it must not keep the others from going on.
+    ///
     /// # Errors
-    /// When a run cannot be trusted.
+    /// When the volume cannot be read or written.
     pub fn open(volume: Volume, images: PathBuf, paused: bool) -> Result<Self, VolumeError> {
         let mut runs = BTreeMap::new();
         for id in volume.run_ids()? {
-            let run = Run::open(&volume, id.clone())?;
+            let run = match Run::open(&volume, id.clone()) {
+                Ok(run) => run,
+                Err(error) => {
+                    warn!(run_id = %id, %error, "left out: the run cannot be read");
+                    continue;
+                }
+            };
             match run.record().state {
                 RunState::Running | RunState::Queued if paused => run.enter(RunState::Paused, "interrupted")?,
                 RunState::Running => run.enter(RunState::Queued, "interrupted")?,
@@ -76,8 +88,9 @@ impl Runs {
         check_skipped(&spec, images.len(), n_skipped).map_err(|error| refused(&error))?;
         let k = spec.k.resolve(images.len() - n_skipped).map_err(|error| refused(&error))?;
         let mut runs = self.lock();
-        let id =
-            (1..).map(|n| format!("run-{n:04}")).filter_map(|name| name.parse::<RunId>().ok()).find(|id| !runs.contains_key(id));
+        // A folder that is there may hold what is left of a run; its name is not given out again.
+        let is_free = |id: &RunId| !runs.contains_key(id) && std::fs::symlink_metadata(self.volume.run(id).path()).is_err();
+        let id = (1..).map(|n| format!("run-{n:04}")).filter_map(|name| name.parse::<RunId>().ok()).find(is_free);
         let id = id.ok_or_else(|| Status::resource_exhausted("no run id is left"))?;
         image_list::publish(&self.volume.run(&id).images_csv(), &images).map_err(failed)?;
         let record = RunRecord {
@@ -120,8 +133,11 @@ impl Runs {
             if let Err(status) = outcome {
                 // Workers are asked again for as long as it takes; only a pause or a cancel ends a call as CANCELLED.
                 let stopped = status.code() == tonic::Code::Cancelled;
-                if !stopped && let Err(error) = run.fail(status.message(), status.code() == tonic::Code::InvalidArgument) {
+                // The user can do something about a full volume, as about bad input.
+                let bad_input = matches!(status.code(), tonic::Code::InvalidArgument | tonic::Code::ResourceExhausted);
+                if !stopped && let Err(error) = run.fail(status.message(), bad_input) {
                     error!(run_id = %run.id, %error, "the failure could not be recorded");
+                    tokio::time::sleep(UNRECORDED_PAUSE).await;
                 }
             }
         }

@@ -65,10 +65,13 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext)
         }
         tell(context, "images", (batch.first + batch.len) as u64, total, loss_sum / n_images.max(1) as f64)?;
     }
-    tell(context, "write", total, total, loss_sum / n_images.max(1) as f64)?;
+    if n_images == 0 {
+        return Err(Status::failed_precondition("there was nothing to train on: of the images drawn, none could be read"));
+    }
+    tell(context, "write", total, total, loss_sum / n_images as f64)?;
     let digest = pass.publish(&output).map_err(status)?;
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
-    let loss = loss_sum / n_images.max(1) as f64;
+    let loss = loss_sum / n_images as f64;
     info!(epoch = request.epoch, images = n_images, loss, "epoch trained");
     Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images, skipped })
 }
@@ -109,5 +112,8 @@ fn tell(context: &JobContext, phase: &str, done: u64, total: u64, loss: f64) -> 
 }
 
 fn status(error: NetworkError) -> Status {
+    if let NetworkError::Volume(error) = &error {
+        return volume_status(error);
+    }
     requests::work_status(&error, error.is_callers_fault())
 }

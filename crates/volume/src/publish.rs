@@ -32,6 +32,7 @@ pub struct AtomicFile {
     out: Option<BufWriter<File>>,
     hasher: blake3::Hasher,
     bytes: u64,
+    published: bool,
 }
 
 impl AtomicFile {
@@ -54,6 +55,7 @@ impl AtomicFile {
             out: Some(BufWriter::with_capacity(1 << 20, file)),
             hasher: blake3::Hasher::new(),
             bytes: 0,
+            published: false,
         })
     }
 
@@ -70,6 +72,7 @@ impl AtomicFile {
         }
         #[expect(clippy::disallowed_methods, reason = "this is the one place that renames")]
         fs::rename(&self.temporary, &self.target).map_err(VolumeError::io(&self.target))?;
+        self.published = true;
         sync_folder(parent(&self.target))?;
         Ok(Digest { bytes: self.bytes, blake3: self.hasher.finalize().to_hex().to_string() })
     }
@@ -93,7 +96,7 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if self.out.is_some() {
+        if !self.published {
             // Best effort: a temporary file that stays is never read.
             let _ = fs::remove_file(&self.temporary);
         }
