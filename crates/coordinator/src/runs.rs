@@ -180,6 +180,8 @@ impl Runs {
         run.update(|record| record.epochs_done = epoch.0 + 1)?;
         publish::remove(&folder.features())?;
         publish::remove(&folder.pending_json())?;
+        // What a killed worker had begun to write.
+        publish::sweep(folder.path())?;
         // The last epoch's clusters belong to the network of the epoch before it, so two epochs stay in any case.
         let n_kept = run.spec.keep_epochs.max(2);
         for old in run.folder.epoch_ids()?.into_iter().filter(|old| old.0 + n_kept <= epoch.0) {

@@ -75,12 +75,14 @@ pub async fn serve<S: Service>(listener: TcpListener, mut service: S, shutdown: 
     set_health(&health, &names, false).await;
     let mut routes = RoutesBuilder::default();
     routes.add_service(health_service);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(deepcluster_proto::DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|error| failed(&error))?;
-    routes.add_service(reflection);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(deepcluster_proto::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    routes.add_service(reflection().build_v1().map_err(|error| failed(&error))?);
+    // Python's reflection client and older grpcurls speak this one alone.
+    routes.add_service(reflection().build_v1alpha().map_err(|error| failed(&error))?);
     service.add_to(&mut routes, &shutdown);
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let drain = shutdown.clone();
