@@ -110,24 +110,19 @@ struct Scene {
 impl Scene {
     fn draw(pattern: &Pattern, rng: &mut ChaCha8Rng) -> Self {
         // Contrast varies more than anything else: it is most of what an untrained network sees.
-        let v = |n: &str, d: f32| std::env::var(n).ok().and_then(|x| x.parse::<f32>().ok()).unwrap_or(d);
-        let contrast = {
-            let lo = std::env::var("LO").ok().and_then(|x| x.parse::<f32>().ok()).unwrap_or(0.2);
-            log_range(rng, lo, 0.9)
-        };
-        let middle = 0.45 + v("MS", 0.05) * rng.random_range(-1.0..=1.0f32);
-        let tilt = v("TILT", 0.25);
+        let contrast = log_range(rng, 0.2, 0.9);
+        let middle = 0.45 + 0.05 * rng.random_range(-1.0..=1.0f32);
         let sign = if rng.random() { 0.5 } else { -0.5 };
-        let glow = rng.random_range(0.0..v("GL", 0.4));
+        let glow = rng.random_range(0.0..0.4f32);
         Self {
             ink_at: pattern.ink,
             form: Form { salt: rng.random(), weight: rng.random(), twist: rng.random() },
-            pose: Pose::draw(1.0 / log_range(rng, v("S0", 4.0), v("S1", 6.5)), 1.2, tilt, rng),
+            pose: Pose::draw(1.0 / log_range(rng, 4.0, 6.5), 1.2, 0.25, rng),
             ink: tinted(middle + sign * contrast, rng),
             paper: tinted(middle - sign * contrast, rng),
-            uneven: [rng.random_range(0.0..0.3) * v("UN", 1.0) * contrast, rng.random_range(1.0..4.0)],
+            uneven: [rng.random_range(0.0..0.3) * contrast, rng.random_range(1.0..4.0)],
             light: direction(rng).map(|along| along * glow),
-            clutter: (0..rng.random_range(0..=v("CL", 2.0) as u32)).map(|_| Clutter::draw(rng)).collect(),
+            clutter: (0..rng.random_range(0..=2u32)).map(|_| Clutter::draw(rng)).collect(),
         }
     }
 
@@ -154,7 +149,7 @@ impl Scene {
             .collect();
         // In pixels of a picture of 64, so that size alone does not change what is to be recognised.
         blur(&mut pixels, size as usize, rng.random_range(0.0..0.7) * size as f32 / 64.0);
-        let grain = rng.random_range(0.0..0.02) * std::env::var("UN").ok().and_then(|x| x.parse::<f32>().ok()).unwrap_or(1.0);
+        let grain = rng.random_range(0.0..0.02f32);
         RgbImage::from_fn(size, size, |x, y| {
             Rgb(pixels[(y * size + x) as usize].map(|part| {
                 // Three uniform numbers are normal enough.
@@ -175,7 +170,7 @@ struct Pose {
 }
 
 impl Pose {
-    /// Anywhere in the picture, turned any way; one extent is up to `stretch` times the other.
+    /// Anywhere in the picture, turned by at most `tilt` radians; one extent is up to `stretch` times the other.
     fn draw(extent: f32, stretch: f32, tilt: f32, rng: &mut ChaCha8Rng) -> Self {
         let stretch = log_range(rng, 1.0 / stretch, stretch).sqrt();
         Self {

@@ -173,7 +173,10 @@ async fn execute(command: Command) -> Result<(), Failure> {
         }
         Command::Resume { volume, run, json } => train::resume(&volume, run, json).await,
         Command::Submit { images, spec, server } => {
-            let run = Client::new(&server.server)?.create(&spec.spec(images)).await?;
+            let spec = spec.spec(images);
+            // Zero stands for the default on the wire, so it has to be refused here.
+            spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
+            let run = Client::new(&server.server)?.create(&spec).await?;
             print_run(&run, server.json)
         }
         Command::Runs { server } => {

@@ -157,7 +157,12 @@ impl Runs {
             run.enter(RunState::Running, "").map_err(failed)?;
         }
         // An epoch may be committed and not yet counted, when a crash came between the two.
-        let epoch = EpochId(run.record().epochs_done);
+        let epochs_done = run.record().epochs_done;
+        if epochs_done >= run.spec.epochs {
+            // The crash came between the last count and the end.
+            return run.enter(RunState::Finished, "").map_err(failed);
+        }
+        let epoch = EpochId(epochs_done);
         let manifest = read_record::<EpochManifest>(&run.folder.epoch(epoch).epoch_json());
         let scores = match manifest {
             Ok(manifest) => manifest.scores,
@@ -177,16 +182,17 @@ impl Runs {
         let body = serde_json::to_value(scores).map_err(|error| VolumeError::corrupt(&folder.epoch_json(), error))?;
         run.epoch_event(epoch, body)?;
         info!(run_id = %run.id, epoch = epoch.0, loss = scores.loss, "epoch committed");
-        run.update(|record| record.epochs_done = epoch.0 + 1)?;
         publish::remove(&folder.features())?;
         publish::remove(&folder.pending_json())?;
         // What a killed worker had begun to write.
         publish::sweep(folder.path())?;
         // The last epoch's clusters belong to the network of the epoch before it, so two epochs stay in any case.
         let n_kept = run.spec.keep_epochs.max(2);
-        for old in run.folder.epoch_ids()?.into_iter().filter(|old| old.0 + n_kept <= epoch.0) {
+        for old in run.folder.epoch_ids()?.into_iter().filter(|old| epoch.0.saturating_sub(old.0) >= n_kept) {
             publish::remove(run.folder.epoch(old).path())?;
         }
+        // Counted last: until then, a coordinator that starts again repeats all of the above.
+        run.update(|record| record.epochs_done = epoch.0 + 1)?;
         if epoch.0 + 1 >= run.spec.epochs {
             run.enter(RunState::Finished, "")?;
         }
