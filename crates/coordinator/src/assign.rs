@@ -4,6 +4,7 @@
 //! the same workers and over the same kinds of files as an epoch. Its folder is gone afterwards. The network is the one
 //! whose features that epoch clustered, not the one that it trained on the outcome: an image of the run gets its own label.
 
+use crate::extraction::Extraction;
 use crate::run::Run;
 use crate::runs::Runs;
 use crate::workers::{Call, Workers};
@@ -16,11 +17,12 @@ use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::layout::resolve_below;
 use deepcluster_volume::records::{EpochManifest, read_record};
 use deepcluster_volume::{Volume, npy, publish};
-use futures_util::future::try_join_all;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -78,20 +80,21 @@ struct OneAssignment<'a> {
 impl OneAssignment<'_> {
     async fn run(self, stop: &CancellationToken) -> Result<Vec<Assignment>, Status> {
         let call = Call { stop, progress: &|_| {}, fault: &|_| {} };
-        let extracted = try_join_all(self.extract_requests()?.iter().enumerate().map(|(shard, request)| {
-            let worker = &self.workers.extractors[shard % self.workers.extractors.len()];
-            let call = &call;
-            async move { call.extract(worker, request).await }
-        }))
-        .await?;
+        let extracted = Mutex::new(BTreeMap::new());
+        let done = |shard: u32, result: v1::ExtractResult| {
+            extracted.lock().unwrap_or_else(PoisonError::into_inner).insert(shard, result);
+            Ok(())
+        };
+        Extraction::new(self.extract_requests()?, call, &|_, _| {}, &done).run(self.workers).await?;
+        let extracted = extracted.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut reasons: Vec<Option<String>> = self.images.iter().map(|image| image.skipped.clone()).collect();
-        for image in extracted.iter().flat_map(|result| &result.skipped) {
+        for image in extracted.values().flat_map(|result| &result.skipped) {
             if let Some(reason) = reasons.get_mut(image.index as usize) {
                 *reason = Some(image.reason.clone());
             }
         }
         let request = v1::AssignRequest {
-            features: extracted.into_iter().filter_map(|result| result.features).collect(),
+            features: extracted.into_values().filter_map(|result| result.features).collect(),
             whiten: Some(file_to_wire(&self.manifest.files.whiten)),
             centroids: Some(file_to_wire(&self.manifest.files.centroids)),
             output: self.relative(&self.folder.0)?,

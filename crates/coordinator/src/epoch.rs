@@ -4,6 +4,8 @@
 //! 2. A coordinator that starts again reads it, drops what does not verify, and goes on.
 //! 3. `epoch.json` is the commit; only then features and older epochs go.
 
+use crate::extraction::Extraction;
+use crate::images;
 use crate::run::Run;
 use crate::workers::{Call, Workers};
 use deepcluster_domain::spec::{KMEANS_ITERATIONS, MOMENTUM};
@@ -17,13 +19,11 @@ use deepcluster_volume::records::{
     read_record,
 };
 use deepcluster_volume::{EpochFolder, FileRecord, Volume, VolumeError, npy, publish};
-use futures_util::future::try_join_all;
 use serde_json::json;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tonic::Status;
-use tonic::transport::Endpoint;
 
 /// Everything that one epoch of one run needs.
 pub struct EpochRunner<'a> {
@@ -51,12 +51,17 @@ impl<'a> EpochRunner<'a> {
             Some(last) => Some(read_record(&run.folder.epoch(last).epoch_json()).map_err(failed)?),
             None => None,
         };
-        let images = image_list::read(&run.folder.images_csv()).map_err(failed)?;
+        let list = image_list::read(&run.folder.images_csv()).map_err(failed)?;
+        let n_images = run.record().resolved.n_images;
+        if list.len() != n_images {
+            let why = format!("lists {} images, run.json says {n_images}", list.len());
+            return Err(failed(VolumeError::corrupt(&run.folder.images_csv(), why)));
+        }
         let pending = match read_record(&folder.pending_json()) {
             Ok(pending) => trusted(volume, pending),
             Err(_) => PendingEpoch::new(epoch.0),
         };
-        let mut runner = Self { volume, workers, run, spec: &run.spec, epoch, folder, last, pending, images };
+        let mut runner = Self { volume, workers, run, spec: &run.spec, epoch, folder, last, pending, images: list };
         // A crash may have come between a shard's record and images.csv.
         runner.note_skipped()?;
         Ok(runner)
@@ -91,38 +96,28 @@ impl EpochRunner<'_> {
         self.run.event("phase", json!({"epoch": self.epoch.0, "phase": "extract", "shards": shards.len()})).map_err(failed)?;
         let start = Instant::now();
         let list = self.image_list()?;
-        let queue = Mutex::new(shards.iter().copied().collect::<VecDeque<_>>());
+        let requests = shards.iter().map(|shard| self.extract_request(*shard, list.clone())).collect::<Result<_, _>>()?;
         let under_way = Mutex::new(BTreeMap::new());
         let pending = Mutex::new(self.pending.clone());
-        let stop = self.run.stop_token();
-        let report = || {
-            let rows = |shard: u32| self.shard_rows(ShardId(shard)).1;
-            let done: u64 = lock(&pending).shards.keys().map(|shard| rows(*shard)).sum();
+        let progress = |shard: u32, progress: v1::Progress| {
+            lock(&under_way).insert(shard, progress.done);
+            let done: u64 = lock(&pending).shards.keys().map(|shard| self.shard_rows(ShardId(*shard)).1).sum();
             let done = done + lock(&under_way).values().sum::<u64>();
             let total = self.images.len() as u64;
             self.tell("extract", v1::Progress { phase: "images".into(), done, total, loss: 0.0 });
         };
-        let fault = |status: &Status| self.fault("extractor", status);
-        let one_worker = async |worker: &Endpoint| -> Result<(), Status> {
-            loop {
-                let Some(shard) = lock(&queue).pop_front() else { return Ok(()) };
-                let progress = |progress: v1::Progress| {
-                    lock(&under_way).insert(shard, progress.done);
-                    report();
-                };
-                let call = Call { stop: &stop, progress: &progress, fault: &fault };
-                let result = call.extract(worker, &self.extract_request(shard, list.clone())?).await?;
-                let features = record_of("features", result.features.as_ref())?;
-                let skipped = result.skipped.into_iter().map(|image| (image.index, image.reason)).collect();
-                lock(&under_way).remove(&shard);
-                let mut pending = lock(&pending);
-                pending.shards.insert(shard.0, ShardRecord { features, skipped });
-                pending.extract_s = self.pending.extract_s + start.elapsed().as_secs_f64();
-                publish_record(&self.folder.pending_json(), &*pending).map_err(failed)?;
-            }
+        let done = |shard: u32, result: v1::ExtractResult| {
+            let features = record_of("features", result.features.as_ref())?;
+            let skipped = result.skipped.into_iter().map(|image| (image.index, image.reason)).collect();
+            lock(&under_way).remove(&shard);
+            let mut pending = lock(&pending);
+            pending.shards.insert(shard, ShardRecord { features, skipped });
+            pending.extract_s = self.pending.extract_s + start.elapsed().as_secs_f64();
+            publish_record(&self.folder.pending_json(), &*pending).map_err(failed)
         };
-        // One task an extractor, each taking the next shard as it becomes free.
-        try_join_all(self.workers.extractors.iter().map(one_worker)).await?;
+        let stop = self.run.stop_token();
+        let call = Call { stop: &stop, progress: &|_| {}, fault: &|status| self.fault("extractor", status) };
+        Extraction::new(requests, call, &progress, &done).run(self.workers).await?;
         self.pending = pending.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.note_skipped()
     }
@@ -149,6 +144,7 @@ impl EpochRunner<'_> {
             fault: &|status| self.fault("clusterer", status),
         };
         let result = call.cluster(&self.workers.clusterer, &request).await?;
+        self.pending.training = None;
         self.pending.clustering = Some(ClusteringRecord {
             labels: record_of("labels", result.labels.as_ref())?,
             distances: record_of("distances", result.distances.as_ref())?,
@@ -187,6 +183,7 @@ impl EpochRunner<'_> {
             fault: &|status| self.fault("trainer", status),
         };
         let result = call.train(&self.workers.trainer, &request).await?;
+        self.check_unread(&result)?;
         self.pending.training = Some(TrainingRecord {
             checkpoint: record_of("checkpoint", result.checkpoint.as_ref())?,
             loss: result.loss,
@@ -280,7 +277,7 @@ impl EpochRunner<'_> {
                 n_new += 1;
             }
         }
-        let n_skipped = self.images.iter().filter(|image| image.skipped.is_some()).count();
+        let n_skipped = images::n_skipped(&self.images);
         if n_new > 0 {
             image_list::publish(&self.run.folder.images_csv(), &self.images).map_err(failed)?;
             self.run.update(|record| record.resolved.n_skipped = n_skipped).map_err(failed)?;
@@ -288,7 +285,20 @@ impl EpochRunner<'_> {
                 .event("images", json!({"epoch": self.epoch.0, "skipped": n_new, "skipped_in_all": n_skipped}))
                 .map_err(failed)?;
         }
-        crate::runs::check_skipped(self.spec, self.images.len(), n_skipped).map_err(Status::invalid_argument)
+        images::check_skipped(self.spec, &self.images).map_err(Status::invalid_argument)
+    }
+
+    /// Images that were lost between extraction and training count like those that were never readable.
+    fn check_unread(&self, result: &v1::TrainResult) -> Result<(), Status> {
+        let Some(first) = result.skipped.first() else { return Ok(()) };
+        let n_unread = result.skipped.len();
+        let image = self.images.get(first.index as usize);
+        let example = image.map(|image| images::example(image, &first.reason)).unwrap_or_default();
+        self.run
+            .event("images", json!({"epoch": self.epoch.0, "unread_in_training": n_unread, "example": example}))
+            .map_err(failed)?;
+        let n_skipped = images::n_skipped(&self.images) + n_unread;
+        images::check_number(self.spec, self.images.len(), n_skipped, &example).map_err(Status::invalid_argument)
     }
 
     fn tell(&self, phase: &str, progress: v1::Progress) {
@@ -316,6 +326,8 @@ fn trusted(volume: &Volume, mut pending: PendingEpoch) -> PendingEpoch {
     let good = |record: &FileRecord| volume.verified(record).is_ok();
     pending.shards.retain(|_, shard| good(&shard.features));
     pending.clustering = pending.clustering.filter(|c| [&c.labels, &c.distances, &c.whiten, &c.centroids].into_iter().all(good));
-    pending.training = pending.training.filter(|training| good(&training.checkpoint));
+    // What was learned from labels that are gone is not what the new ones teach.
+    let labelled = pending.clustering.is_some();
+    pending.training = pending.training.filter(|training| labelled && good(&training.checkpoint));
     pending
 }

@@ -8,6 +8,9 @@
 
 pub mod assign;
 pub mod epoch;
+mod extraction;
+mod fallback;
+mod images;
 pub mod rpc;
 pub mod run;
 pub mod runs;

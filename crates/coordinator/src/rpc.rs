@@ -34,8 +34,7 @@ impl RunsRpc for Rpc {
     async fn create_run(&self, request: Request<CreateRunRequest>) -> Result<Response<CreateRunResponse>, Status> {
         let spec = RunSpec::try_from(request.into_inner().spec.unwrap_or_default())?;
         let runs = Arc::clone(&self.runs);
-        let created = tokio::task::spawn_blocking(move || runs.create(spec)).await;
-        let run = created.map_err(|error| Status::internal(error.to_string()))??;
+        let run = blocking(move || runs.create(spec)).await?;
         Ok(Response::new(CreateRunResponse { run: Some(run.to_wire()) }))
     }
 
@@ -59,19 +58,27 @@ impl RunsRpc for Rpc {
     }
 
     async fn pause_run(&self, request: Request<PauseRunRequest>) -> Result<Response<PauseRunResponse>, Status> {
-        let run = self.change(&request.into_inner().run_id, &[State::Queued, State::Running], State::Paused)?;
+        let run = self.runs.get(&request.into_inner().run_id)?;
+        let run = blocking(move || change(run, &[State::Queued, State::Running], State::Paused)).await?;
         Ok(Response::new(PauseRunResponse { run: Some(run.to_wire()) }))
     }
 
     async fn resume_run(&self, request: Request<ResumeRunRequest>) -> Result<Response<ResumeRunResponse>, Status> {
-        let run = self.change(&request.into_inner().run_id, &[State::Paused, State::Failed], State::Queued)?;
+        let run = self.runs.get(&request.into_inner().run_id)?;
+        let runs = Arc::clone(&self.runs);
+        let run = blocking(move || {
+            let from = runs.may_resume(&run)?;
+            change(run, from, State::Queued)
+        })
+        .await?;
         self.runs.wake();
         Ok(Response::new(ResumeRunResponse { run: Some(run.to_wire()) }))
     }
 
     async fn cancel_run(&self, request: Request<CancelRunRequest>) -> Result<Response<CancelRunResponse>, Status> {
-        let from = [State::Queued, State::Running, State::Paused, State::Failed];
-        let run = self.change(&request.into_inner().run_id, &from, State::Cancelled)?;
+        let from = &[State::Queued, State::Running, State::Paused, State::Failed];
+        let run = self.runs.get(&request.into_inner().run_id)?;
+        let run = blocking(move || change(run, from, State::Cancelled)).await?;
         Ok(Response::new(CancelRunResponse { run: Some(run.to_wire()) }))
     }
 
@@ -82,20 +89,20 @@ impl RunsRpc for Rpc {
         let _guard = stop.clone().drop_guard();
         let runtime = tokio::runtime::Handle::current();
         let work = move || runtime.block_on(assign_images(&runs, &workers, request.into_inner(), &stop));
-        let answer = tokio::task::spawn_blocking(work).await;
-        answer.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
+        blocking(work).await.map(Response::new)
     }
 }
 
-impl Rpc {
-    fn change(&self, id: &str, from: &[State], to: State) -> Result<Arc<Run>, Status> {
-        let run = self.runs.get(id)?;
-        let state = run.record().state;
-        if !from.contains(&state) {
-            return Err(Status::failed_precondition(format!("run {id} is {state}")));
-        }
-        run.enter(to, "").map_err(|error| volume_status(&error))?;
+/// Work that reads and writes files must not hold up the answers to other clients.
+async fn blocking<R: Send + 'static>(work: impl FnOnce() -> Result<R, Status> + Send + 'static) -> Result<R, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?
+}
+
+fn change(run: Arc<Run>, from: &[State], to: State) -> Result<Arc<Run>, Status> {
+    if run.enter(from, to, "").map_err(|error| volume_status(&error))? {
         Ok(run)
+    } else {
+        Err(Status::failed_precondition(format!("run {} is {}", run.id, run.record().state)))
     }
 }
 

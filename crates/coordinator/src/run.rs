@@ -98,37 +98,40 @@ impl Run {
         Ok(())
     }
 
-    /// Moves the run to another state, durably, with an event; stops the current epoch where it must not go on.
+    /// Moves the run from one of some states to another, durably, with an event; stops the current epoch where it must not
+    /// go on. False when the run is in none of those states, which then stays as it is.
     ///
     /// # Errors
     /// When the volume cannot be written.
-    pub fn enter(&self, new: RunState, message: &str) -> Result<(), VolumeError> {
-        self.update(|record| {
-            record.state = new;
-            record.message = message.to_owned();
-        })?;
-        if new == RunState::Queued {
-            self.lock().stop = CancellationToken::new();
-        } else if new != RunState::Running {
-            self.lock().stop.cancel();
-        }
-        self.event("run", json!({"state": new, "message": message}))?;
-        self.news.send_modify(|news| news.ended = new.has_ended());
-        Ok(())
+    pub fn enter(&self, from: &[RunState], new: RunState, message: &str) -> Result<bool, VolumeError> {
+        self.change_state(from, new, message, json!({"state": new, "message": message}))
     }
 
-    /// Ends the run by an error, which may be the fault of its input.
+    /// Ends the run by an error, which may be the fault of its input, unless it was paused or cancelled meanwhile.
     ///
     /// # Errors
     /// When the volume cannot be written.
     pub fn fail(&self, message: &str, bad_input: bool) -> Result<(), VolumeError> {
-        self.update(|record| {
-            record.state = RunState::Failed;
-            record.message = message.to_owned();
-        })?;
-        self.event("run", json!({"state": RunState::Failed, "message": message, "bad_input": bad_input}))?;
-        self.news.send_modify(|news| news.ended = true);
-        Ok(())
+        let (from, new) = ([RunState::Queued, RunState::Running], RunState::Failed);
+        self.change_state(&from, new, message, json!({"state": new, "message": message, "bad_input": bad_input})).map(drop)
+    }
+
+    fn change_state(&self, from: &[RunState], new: RunState, message: &str, event: Value) -> Result<bool, VolumeError> {
+        let mut state = self.lock();
+        if !from.contains(&state.record.state) {
+            return Ok(false);
+        }
+        let record = RunRecord { state: new, message: message.to_owned(), ..state.record.clone() };
+        publish_record(&self.folder.run_json(), &record)?;
+        state.record = record;
+        if new == RunState::Queued {
+            state.stop = CancellationToken::new();
+        } else if new != RunState::Running {
+            state.stop.cancel();
+        }
+        self.append(&mut state, "run", event)?;
+        self.news.send_modify(|news| news.ended = new.has_ended());
+        Ok(true)
     }
 
     /// Adds an event.
@@ -136,7 +139,10 @@ impl Run {
     /// # Errors
     /// When it cannot be written.
     pub fn event(&self, kind: &str, body: Value) -> Result<(), VolumeError> {
-        let mut state = self.lock();
+        self.append(&mut self.lock(), kind, body)
+    }
+
+    fn append(&self, state: &mut State, kind: &str, body: Value) -> Result<(), VolumeError> {
         let event = state.log.append(kind, body)?;
         state.events.push(event);
         let n_events = state.events.len() as u64;

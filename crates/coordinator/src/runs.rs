@@ -1,14 +1,13 @@
 //! All runs of the volume, and the loop that gives their epochs turns.
 
 use crate::epoch::EpochRunner;
+use crate::fallback::{last_good, step_back, verified_epoch};
+use crate::images;
 use crate::run::Run;
 use crate::workers::Workers;
 use deepcluster_domain::{EpochId, RunId, RunSpec};
-use deepcluster_images::find_images;
-use deepcluster_service::requests::{images_folder, volume_status};
-use deepcluster_volume::records::{
-    EpochManifest, EpochScores, ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION, read_record,
-};
+use deepcluster_service::requests::volume_status;
+use deepcluster_volume::records::{EpochManifest, EpochScores, RunRecord, RunState, SpecRecord, VERSION, read_record};
 use deepcluster_volume::{Volume, VolumeError, events::seconds_since_1970, image_list, npy, publish};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -50,10 +49,12 @@ impl Runs {
                 }
             };
             match run.record().state {
-                RunState::Running | RunState::Queued if paused => run.enter(RunState::Paused, "interrupted")?,
-                RunState::Running => run.enter(RunState::Queued, "interrupted")?,
-                _ => {}
-            }
+                RunState::Running | RunState::Queued if paused => {
+                    run.enter(&[RunState::Running, RunState::Queued], RunState::Paused, "interrupted")?
+                }
+                RunState::Running => run.enter(&[RunState::Running], RunState::Queued, "interrupted")?,
+                _ => false,
+            };
             runs.insert(id, Arc::new(run));
         }
         Ok(Self { volume, images, runs: Mutex::new(runs), wake: Notify::new() })
@@ -80,13 +81,8 @@ impl Runs {
     /// # Errors
     /// INVALID_ARGUMENT when images or spec do not do.
     pub fn create(&self, spec: RunSpec) -> Result<Arc<Run>, Status> {
-        let refused = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
         let failed = |error: VolumeError| volume_status(&error);
-        let folder = images_folder(&self.images, &spec.images)?;
-        let images = find_images(&folder).map_err(|error| refused(&error))?;
-        let n_skipped = images.iter().filter(|image| image.skipped.is_some()).count();
-        check_skipped(&spec, images.len(), n_skipped).map_err(|error| refused(&error))?;
-        let k = spec.k.resolve(images.len() - n_skipped).map_err(|error| refused(&error))?;
+        let (images, resolved) = images::list(&self.images, &spec)?;
         let mut runs = self.lock();
         // A folder that is there may hold what is left of a run; its name is not given out again.
         let is_free = |id: &RunId| !runs.contains_key(id) && std::fs::symlink_metadata(self.volume.run(id).path()).is_err();
@@ -98,7 +94,7 @@ impl Runs {
             run_id: id.to_string(),
             created: seconds_since_1970() as u64,
             spec: SpecRecord::from(&spec),
-            resolved: ResolvedRecord { k, n_images: images.len(), n_skipped },
+            resolved,
             state: RunState::Queued,
             message: String::new(),
             epochs_done: 0,
@@ -107,6 +103,26 @@ impl Runs {
         runs.insert(id, Arc::clone(&run));
         self.wake.notify_one();
         Ok(run)
+    }
+
+    /// The states from which this run may go on now; its images are looked at again.
+    ///
+    /// A finished run may go on when one of its last epochs is damaged: it is made anew.
+    ///
+    /// # Errors
+    /// When too many images cannot be read, or the volume cannot.
+    pub fn may_resume(&self, run: &Run) -> Result<&'static [RunState], Status> {
+        match run.record().state {
+            RunState::Paused | RunState::Failed => {
+                images::look_again(&self.images, run)?;
+                Ok(&[RunState::Paused, RunState::Failed])
+            }
+            RunState::Finished => match last_good(&self.volume, run).map_err(|error| volume_status(&error))? {
+                (_, Some(_)) => Ok(&[RunState::Finished]),
+                (_, None) => Ok(&[]),
+            },
+            RunState::Queued | RunState::Running | RunState::Cancelled => Ok(&[]),
+        }
     }
 
     /// Something may be runnable now.
@@ -153,18 +169,17 @@ impl Runs {
 
     async fn one_epoch(&self, workers: &Workers, run: &Run) -> Result<(), Status> {
         let failed = |error: VolumeError| volume_status(&error);
-        if run.record().state == RunState::Queued {
-            run.enter(RunState::Running, "").map_err(failed)?;
+        if run.enter(&[RunState::Queued], RunState::Running, "").map_err(failed)? {
+            step_back(&self.volume, run).map_err(failed)?;
         }
-        // An epoch may be committed and not yet counted, when a crash came between the two.
         let epochs_done = run.record().epochs_done;
         if epochs_done >= run.spec.epochs {
             // The crash came between the last count and the end.
-            return run.enter(RunState::Finished, "").map_err(failed);
+            return run.enter(&[RunState::Running], RunState::Finished, "").map(drop).map_err(failed);
         }
+        // An epoch may be committed and not yet counted, when a crash came between the two.
         let epoch = EpochId(epochs_done);
-        let manifest = read_record::<EpochManifest>(&run.folder.epoch(epoch).epoch_json());
-        let scores = match manifest {
+        let scores = match verified_epoch(&self.volume, &run.folder.epoch(epoch)) {
             Ok(manifest) => manifest.scores,
             Err(_) => EpochRunner::open(&self.volume, workers, run)?.finish().await?,
         };
@@ -194,7 +209,7 @@ impl Runs {
         // Counted last: until then, a coordinator that starts again repeats all of the above.
         run.update(|record| record.epochs_done = epoch.0 + 1)?;
         if epoch.0 + 1 >= run.spec.epochs {
-            run.enter(RunState::Finished, "")?;
+            run.enter(&[RunState::Running], RunState::Finished, "")?;
         }
         Ok(())
     }
@@ -202,18 +217,4 @@ impl Runs {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether few enough images are unreadable.
-///
-/// # Errors
-/// One sentence with the figures.
-pub fn check_skipped(spec: &RunSpec, n_images: usize, n_skipped: usize) -> Result<(), String> {
-    if n_skipped as f64 > spec.max_skipped * n_images as f64 {
-        let most = spec.max_skipped * 100.0;
-        return Err(format!(
-            "{n_skipped} of {n_images} images cannot be read, more than {most} % (--max-skipped); images.csv says why"
-        ));
-    }
-    Ok(())
 }

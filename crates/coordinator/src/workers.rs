@@ -5,6 +5,7 @@ use deepcluster_proto::v1::{
     TrainResult, assign_response, cluster_response, clusterer_client::ClustererClient, extract_response,
     extractor_client::ExtractorClient, train_response, trainer_client::TrainerClient,
 };
+use std::error::Error;
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -15,11 +16,22 @@ use tracing::warn;
 /// Longest silence of a worker that computes; it promises a message every two seconds.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// What ends a call when its run is stopped.
+const STOPPED: &str = "the run was stopped";
+
 /// First and longest pause before a call is tried again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// How often a call that ended in INTERNAL is tried again before the run fails.
-const INTERNAL_TRIES: u32 = 3;
+/// How often a call may end in INTERNAL or DATA_LOSS before the run fails. A file that was published a moment ago may not be
+/// seen yet through a network file system.
+const FAULTY_TRIES: u32 = 5;
+
+/// How often in a row a worker may go away in the middle of the same work before the run fails: by then it is the work that
+/// kills it, as when the memory does not suffice. A worker that is merely not there is waited for as long as it takes.
+const BROKEN_TRIES: u32 = 10;
+
+/// Largest answer of a worker: a shard's result names every image that could not be read.
+const LARGEST_ANSWER: usize = 64 << 20;
 
 /// Where the workers are.
 #[derive(Clone, Debug)]
@@ -58,6 +70,7 @@ fn endpoint(address: &str) -> Result<Endpoint, String> {
 }
 
 /// What a call needs beside its request.
+#[derive(Clone, Copy)]
 pub struct Call<'a> {
     /// Cancelled to give up at once.
     pub stop: &'a CancellationToken,
@@ -68,13 +81,14 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Computes the features of a shard.
+    /// Computes the features of a shard, in one try.
     ///
     /// # Errors
-    /// What the worker says once trying again is no use; CANCELLED when stopped.
-    pub async fn extract(&self, worker: &Endpoint, request: &ExtractRequest) -> Result<ExtractResult, Status> {
-        self.retried(async || {
-            let stream = ExtractorClient::new(worker.connect_lazy()).extract(request.clone()).await?.into_inner();
+    /// What the worker says; CANCELLED when stopped.
+    pub async fn extract_once(&self, worker: &Endpoint, request: &ExtractRequest) -> Result<ExtractResult, Status> {
+        self.unless_stopped(async {
+            let mut client = ExtractorClient::new(worker.connect_lazy()).max_decoding_message_size(LARGEST_ANSWER);
+            let stream = client.extract(request.clone()).await?.into_inner();
             self.follow(stream, |message| match message.update? {
                 extract_response::Update::Progress(progress) => Some(Step::Progress(progress)),
                 extract_response::Update::Result(result) => Some(Step::Done(result)),
@@ -87,7 +101,7 @@ impl Call<'_> {
     /// Clusters the features of an epoch.
     ///
     /// # Errors
-    /// As [`Call::extract`].
+    /// What the worker says once trying again is no use; CANCELLED when stopped.
     pub async fn cluster(&self, worker: &Endpoint, request: &ClusterRequest) -> Result<ClusterResult, Status> {
         self.retried(async || {
             let stream = ClustererClient::new(worker.connect_lazy()).cluster(request.clone()).await?.into_inner();
@@ -103,7 +117,7 @@ impl Call<'_> {
     /// Assigns features to stored clusters.
     ///
     /// # Errors
-    /// As [`Call::extract`].
+    /// As [`Call::cluster`].
     pub async fn assign(&self, worker: &Endpoint, request: &AssignRequest) -> Result<AssignResult, Status> {
         self.retried(async || {
             let stream = ClustererClient::new(worker.connect_lazy()).assign(request.clone()).await?.into_inner();
@@ -119,10 +133,14 @@ impl Call<'_> {
     /// Trains an epoch.
     ///
     /// # Errors
-    /// As [`Call::extract`].
+    /// As [`Call::cluster`].
     pub async fn train(&self, worker: &Endpoint, request: &TrainRequest) -> Result<TrainResult, Status> {
         self.retried(async || {
-            let stream = TrainerClient::new(worker.connect_lazy()).train(request.clone()).await?.into_inner();
+            let stream = TrainerClient::new(worker.connect_lazy())
+                .max_decoding_message_size(LARGEST_ANSWER)
+                .train(request.clone())
+                .await?
+                .into_inner();
             self.follow(stream, |message| match message.update? {
                 train_response::Update::Progress(progress) => Some(Step::Progress(progress)),
                 train_response::Update::Result(result) => Some(Step::Done(result)),
@@ -136,9 +154,8 @@ impl Call<'_> {
     async fn follow<M, R>(&self, mut stream: Streaming<M>, read: impl Fn(M) -> Option<Step<R>>) -> Result<R, Status> {
         loop {
             let message = timeout(SILENCE, stream.message()).await;
-            let message =
-                message.map_err(|_| Status::unavailable(format!("the worker was silent for {} s", SILENCE.as_secs())))??;
-            let message = message.ok_or_else(|| Status::unavailable("the worker ended its answer without a result"))?;
+            let message = message.map_err(|_| broken(&format!("it was silent for {} s", SILENCE.as_secs())))?;
+            let message = message.map_err(in_the_middle)?.ok_or_else(|| broken("it ended its answer without a result"))?;
             match read(message) {
                 Some(Step::Progress(progress)) => (self.progress)(progress),
                 Some(Step::Done(result)) => return Ok(result),
@@ -149,27 +166,79 @@ impl Call<'_> {
 
     /// Tries again for as long as the fault lies with the worker or the network; the same request gives the same files.
     async fn retried<R>(&self, attempt: impl AsyncFn() -> Result<R, Status>) -> Result<R, Status> {
-        let mut pause = BACK_OFF.0;
-        let mut internal = 0;
+        let mut retry = Retry::default();
         loop {
-            let outcome = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return Err(Status::cancelled("the run was stopped")),
-                outcome = attempt() => outcome,
-            };
-            let Err(status) = outcome else { return outcome };
-            internal += u32::from(status.code() == Code::Internal);
-            if !is_transient(status.code()) || internal >= INTERNAL_TRIES {
-                return Err(status);
+            match self.unless_stopped(attempt()).await {
+                Ok(result) => return Ok(result),
+                Err(status) => self.sleep(retry.after(status, self)?).await?,
             }
-            warn!(code = ?status.code(), message = status.message(), "call failed, trying again");
-            (self.fault)(&status);
-            tokio::select! {
-                () = self.stop.cancelled() => return Err(Status::cancelled("the run was stopped")),
-                () = tokio::time::sleep(pause) => {}
-            }
-            pause = (pause * 2).min(BACK_OFF.1);
         }
+    }
+
+    /// Waits, unless the run is stopped.
+    ///
+    /// # Errors
+    /// CANCELLED when stopped.
+    pub async fn sleep(&self, pause: Duration) -> Result<(), Status> {
+        self.unless_stopped(async {
+            tokio::time::sleep(pause).await;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn unless_stopped<R>(&self, work: impl Future<Output = Result<R, Status>>) -> Result<R, Status> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Status::cancelled(STOPPED)),
+            outcome = work => outcome,
+        }
+    }
+}
+
+/// What the tries of one piece of work have seen so far.
+#[derive(Default)]
+pub struct Retry {
+    pause: Duration,
+    faulty: u32,
+    broken: u32,
+}
+
+impl Retry {
+    /// How long to wait before the next try after this failure, which `call` is told of.
+    ///
+    /// # Errors
+    /// The failure, when another try is no use.
+    pub fn after(&mut self, status: Status, call: &Call<'_>) -> Result<Duration, Status> {
+        if call.stop.is_cancelled() || !is_transient(status.code()) {
+            return Err(status);
+        }
+        self.faulty += u32::from(matches!(status.code(), Code::Internal | Code::DataLoss));
+        self.broken = if status.code() == Code::Aborted { self.broken + 1 } else { 0 };
+        if self.faulty >= FAULTY_TRIES {
+            return Err(status);
+        }
+        if self.broken >= BROKEN_TRIES {
+            return Err(Status::internal(format!("{BROKEN_TRIES} times in a row, {}", status.message())));
+        }
+        warn!(code = ?status.code(), message = status.message(), "call failed, trying again");
+        (call.fault)(&status);
+        self.pause = (self.pause * 2).clamp(BACK_OFF.0, BACK_OFF.1);
+        Ok(self.pause)
+    }
+}
+
+/// A worker that was lost while it worked.
+fn broken(why: &str) -> Status {
+    Status::aborted(format!("the worker was lost in the middle of its work: {why}"))
+}
+
+/// An error inside an answer: the worker's own word, or the end of its connection.
+fn in_the_middle(status: Status) -> Status {
+    match status.code() {
+        Code::Unknown | Code::Cancelled => broken(status.message()),
+        Code::Unavailable if status.source().is_some() => broken(status.message()),
+        _ => status,
     }
 }
 
@@ -181,7 +250,13 @@ enum Step<R> {
 /// Faults that another try, or another worker, may not have. A killed worker shows as UNKNOWN or CANCELLED.
 fn is_transient(code: Code) -> bool {
     match code {
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Aborted | Code::Internal => true,
+        Code::Unavailable
+        | Code::Unknown
+        | Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::Internal
+        | Code::DataLoss => true,
         Code::Ok
         | Code::InvalidArgument
         | Code::NotFound
@@ -191,7 +266,6 @@ fn is_transient(code: Code) -> bool {
         | Code::FailedPrecondition
         | Code::OutOfRange
         | Code::Unimplemented
-        | Code::DataLoss
         | Code::Unauthenticated => false,
     }
 }

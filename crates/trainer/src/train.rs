@@ -9,7 +9,7 @@ use deepcluster_proto::v1::{Progress, SkippedImage, TrainRequest, TrainResult};
 use deepcluster_service::JobContext;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::{image_list, npy};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use tonic::Status;
 use tracing::info;
 
@@ -45,13 +45,14 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext)
     let batches = BatchLoader::start(wanted.collect(), request.batch as usize, spec.image_size, place.threads)
         .map_err(|error| Status::resource_exhausted(error.to_string()))?;
 
-    let mut skipped = Vec::new();
+    let mut skipped = BTreeMap::new();
     let (mut loss_sum, mut n_images) = (0.0, 0_u64);
     for (step, mut batch) in (0_u64..).zip(batches) {
         let mut targets: Vec<i64> =
             order[batch.first..batch.first + batch.len].iter().map(|image| i64::from(labels[*image])).collect();
+        // An image may be drawn many times.
         for (at, why) in &batch.unreadable {
-            skipped.push(SkippedImage { index: order[*at] as u64, reason: why.to_string() });
+            skipped.entry(order[*at]).or_insert_with(|| why.to_string());
         }
         drop_unreadable(&mut batch, &mut targets);
         // Batch norm cannot learn from one image.
@@ -73,6 +74,7 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext)
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
     let loss = loss_sum / n_images as f64;
     info!(epoch = request.epoch, images = n_images, loss, "epoch trained");
+    let skipped = skipped.into_iter().map(|(index, reason)| SkippedImage { index: index as u64, reason }).collect();
     Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images, skipped })
 }
 

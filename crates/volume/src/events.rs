@@ -1,6 +1,7 @@
 //! `events.jsonl`: what happened in a run, one JSON object a line, numbered from 0.
 
 use crate::VolumeError;
+use crate::publish::{parent, sync_folder};
 use serde_json::{Map, Value, json};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -22,6 +23,8 @@ pub struct Event {
 pub struct EventLog {
     path: PathBuf,
     file: File,
+    /// Length of the whole lines in it.
+    bytes: u64,
     next: u64,
 }
 
@@ -43,10 +46,9 @@ impl EventLog {
             events.push(event.ok_or_else(|| VolumeError::corrupt(path, format!("line {} is no event", number + 1)))?);
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(VolumeError::io(path))?;
-        if whole < text.len() {
-            file.set_len(whole as u64).map_err(VolumeError::io(path))?;
-        }
-        let log = Self { path: path.to_owned(), file, next: events.len() as u64 };
+        sync_folder(parent(path))?;
+        let mut log = Self { path: path.to_owned(), file, bytes: whole as u64, next: events.len() as u64 };
+        log.cut_off()?;
         Ok((log, events))
     }
 
@@ -63,13 +65,27 @@ impl EventLog {
             object.extend(members);
         }
         let json = Value::Object(object).to_string();
-        self.file
-            .write_all(format!("{json}\n").as_bytes())
-            .and_then(|()| self.file.sync_data())
-            .map_err(VolumeError::io(&self.path))?;
+        // What an earlier append that failed may have left.
+        self.cut_off()?;
+        let line = format!("{json}\n");
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // Half a line in the middle would make the log unreadable; if it cannot go now, it goes before the next.
+            let _ = self.cut_off();
+            return Err(VolumeError::io(&self.path)(error));
+        }
+        self.bytes += line.len() as u64;
         let event = Event { number: self.next, kind: kind.to_owned(), json };
         self.next += 1;
         Ok(event)
+    }
+
+    fn cut_off(&mut self) -> Result<(), VolumeError> {
+        let failed = |error| VolumeError::io(&self.path)(error);
+        if self.file.metadata().map_err(failed)?.len() > self.bytes {
+            self.file.set_len(self.bytes).map_err(failed)?;
+        }
+        Ok(())
     }
 }
 
@@ -107,6 +123,9 @@ mod tests {
         assert_eq!(events.len(), 2);
         assert_eq!(events[1], second);
         assert_eq!(log.append("run", json!({})).unwrap().number, 2);
-        assert_eq!(EventLog::open(&path).unwrap().1.len(), 3);
+        // An append that failed half-way leaves as much.
+        log.file.write_all(b"{\"event\":").unwrap();
+        assert_eq!(log.append("run", json!({})).unwrap().number, 3);
+        assert_eq!(EventLog::open(&path).unwrap().1.len(), 4);
     }
 }

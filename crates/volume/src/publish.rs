@@ -176,12 +176,15 @@ pub fn sweep(folder: &Path) -> Result<(), VolumeError> {
     Ok(())
 }
 
-/// Makes a folder and all above it.
+/// Makes a folder and all above it, durably.
 ///
 /// # Errors
 /// When that is not possible.
 pub fn create_folder(folder: &Path) -> Result<(), VolumeError> {
-    fs::create_dir_all(folder).map_err(|source| VolumeError::Io { path: folder.to_owned(), source })
+    let failed = |source| VolumeError::Io { path: folder.to_owned(), source };
+    let new: Vec<&Path> = folder.ancestors().take_while(|above| !above.is_dir()).collect();
+    fs::create_dir_all(folder).map_err(failed)?;
+    new.into_iter().try_for_each(|made| sync_folder(parent(made)))
 }
 
 fn remove_any(path: &Path) -> Result<(), VolumeError> {
@@ -196,11 +199,11 @@ fn remove_any(path: &Path) -> Result<(), VolumeError> {
     }
 }
 
-fn sync_folder(folder: &Path) -> Result<(), VolumeError> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), VolumeError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(VolumeError::io(folder))
 }
 
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

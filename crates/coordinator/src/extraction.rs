@@ -1,0 +1,105 @@
+//! Shards over extractors: whoever is free takes the next one, and what an extractor cannot do goes to another.
+
+use crate::workers::{Call, Retry, Workers};
+use deepcluster_proto::v1::{ExtractRequest, ExtractResult, Progress};
+use futures_util::future::try_join_all;
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tonic::Status;
+use tonic::transport::Endpoint;
+
+/// How often an idle extractor looks whether a shard has come back.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// Told how far a shard (first argument) has come.
+pub(crate) type ShardProgress<'a> = &'a (dyn Fn(u32, Progress) + Sync);
+
+/// Told what came out of a shard.
+pub(crate) type ShardDone<'a> = &'a (dyn Fn(u32, ExtractResult) -> Result<(), Status> + Sync);
+
+/// Computes shards on all extractors at once.
+pub(crate) struct Extraction<'a> {
+    queue: Mutex<Queue>,
+    call: Call<'a>,
+    progress: ShardProgress<'a>,
+    done: ShardDone<'a>,
+}
+
+struct Queue {
+    waiting: VecDeque<ExtractRequest>,
+    under_way: usize,
+}
+
+/// What an extractor that is free does next.
+enum Take {
+    Shard(Box<ExtractRequest>),
+    /// Nothing for now: others are at work on the last shards, and may give one back.
+    Wait,
+    Finished,
+}
+
+impl<'a> Extraction<'a> {
+    /// Of these shards; `call` says how to stop and whom to tell of faults.
+    pub(crate) fn new(requests: Vec<ExtractRequest>, call: Call<'a>, progress: ShardProgress<'a>, done: ShardDone<'a>) -> Self {
+        let queue = Queue { waiting: requests.into(), under_way: 0 };
+        Self { queue: Mutex::new(queue), call, progress, done }
+    }
+
+    /// Ends when every shard is done.
+    ///
+    /// # Errors
+    /// What an extractor or `done` says once trying again is no use; CANCELLED when stopped.
+    pub(crate) async fn run(self, workers: &Workers) -> Result<(), Status> {
+        try_join_all(workers.extractors.iter().map(|worker| self.one_worker(worker))).await.map(drop)
+    }
+
+    async fn one_worker(&self, worker: &Endpoint) -> Result<(), Status> {
+        let mut retry = Retry::default();
+        loop {
+            let request = match self.take() {
+                Take::Shard(request) => request,
+                Take::Wait => {
+                    tokio::time::sleep(IDLE).await;
+                    continue;
+                }
+                Take::Finished => return Ok(()),
+            };
+            let shard = request.shard;
+            let progress = |progress| (self.progress)(shard, progress);
+            let call = Call { progress: &progress, ..self.call };
+            match call.extract_once(worker, &request).await {
+                Ok(result) => {
+                    (self.done)(shard, result)?;
+                    self.lock().under_way -= 1;
+                    retry = Retry::default();
+                }
+                Err(status) => {
+                    let pause = retry.after(status, &self.call)?;
+                    {
+                        let mut queue = self.lock();
+                        queue.waiting.push_front(*request);
+                        queue.under_way -= 1;
+                    }
+                    self.call.sleep(pause).await?;
+                }
+            }
+        }
+    }
+
+    fn take(&self) -> Take {
+        let mut queue = self.lock();
+        match queue.waiting.pop_front() {
+            Some(request) => {
+                queue.under_way += 1;
+                Take::Shard(Box::new(request))
+            }
+            None if queue.under_way > 0 => Take::Wait,
+            None => Take::Finished,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

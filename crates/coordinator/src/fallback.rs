@@ -1,0 +1,57 @@
+//! Committed epochs are verified before a run goes on from them; from damaged ones it steps back.
+
+use crate::run::Run;
+use deepcluster_domain::EpochId;
+use deepcluster_volume::records::{EpochManifest, read_record};
+use deepcluster_volume::{EpochFolder, Volume, VolumeError, publish};
+use serde_json::json;
+
+/// The manifest of an epoch, once all files that it names were found to be what it says.
+///
+/// # Errors
+/// [`VolumeError::Missing`] when it is not committed, [`VolumeError::Corrupt`] when it is damaged.
+pub(crate) fn verified_epoch(volume: &Volume, folder: &EpochFolder) -> Result<EpochManifest, VolumeError> {
+    let manifest: EpochManifest = read_record(&folder.epoch_json())?;
+    for file in manifest.files.all() {
+        volume.verified(file)?;
+    }
+    Ok(manifest)
+}
+
+/// Where a run can go on, and why that is not where it stood, if so.
+///
+/// # Errors
+/// When none of its epochs verifies, or the volume cannot be read.
+pub(crate) fn last_good(volume: &Volume, run: &Run) -> Result<(EpochId, Option<VolumeError>), VolumeError> {
+    let done = run.record().epochs_done;
+    let mut next = EpochId(done);
+    let mut why = None;
+    while let Some(last) = next.previous() {
+        match verified_epoch(volume, &run.folder.epoch(last)) {
+            Ok(_) => break,
+            // Older epochs are gone by design: starting all over again is for the user to say.
+            Err(error) if done - last.0 > run.spec.keep_epochs.max(2) => return Err(why.unwrap_or(error)),
+            Err(error @ (VolumeError::Corrupt { .. } | VolumeError::Missing(_))) => {
+                why.get_or_insert(error);
+                next = last;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((next, why))
+}
+
+/// Takes a run back to its last epoch that verifies. What is made anew is, from the same seed, the same.
+///
+/// # Errors
+/// As [`last_good`]; when the volume cannot be written.
+pub(crate) fn step_back(volume: &Volume, run: &Run) -> Result<(), VolumeError> {
+    let (next, Some(why)) = last_good(volume, run)? else { return Ok(()) };
+    let message = format!("{why}; going back to epoch {}", next.0);
+    run.event("fault", json!({"epoch": next.0, "worker": "volume", "message": message}))?;
+    // Damaged epochs go before the count does: a crash in between finds them missing, and comes here again.
+    for damaged in run.folder.epoch_ids()?.into_iter().filter(|epoch| *epoch >= next) {
+        publish::remove(run.folder.epoch(damaged).path())?;
+    }
+    run.update(|record| record.epochs_done = next.0)
+}

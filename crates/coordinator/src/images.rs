@@ -1,0 +1,106 @@
+//! The images of a run: listed when it is created, looked at again when it is resumed, and how many may be unreadable.
+
+use crate::run::Run;
+use deepcluster_domain::RunSpec;
+use deepcluster_images::{decode, find_images};
+use deepcluster_service::requests::{images_folder, volume_status};
+use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::records::{ResolvedRecord, RunState};
+use deepcluster_volume::{VolumeError, publish};
+use serde_json::json;
+use std::collections::HashMap;
+use std::path::Path;
+use tonic::Status;
+
+/// Finds the images of a spec and settles what follows from their number.
+///
+/// # Errors
+/// INVALID_ARGUMENT when the folder or k do not do, or too many images are unreadable.
+pub(crate) fn list(root: &Path, spec: &RunSpec) -> Result<(Vec<ImageEntry>, ResolvedRecord), Status> {
+    let images = find_images(&images_folder(root, &spec.images)?).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let resolved = resolve(spec, &images)?;
+    Ok((images, resolved))
+}
+
+fn resolve(spec: &RunSpec, images: &[ImageEntry]) -> Result<ResolvedRecord, Status> {
+    check_skipped(spec, images).map_err(Status::invalid_argument)?;
+    let n_skipped = n_skipped(images);
+    let k = spec.k.resolve(images.len() - n_skipped).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(ResolvedRecord { k, n_images: images.len(), n_skipped })
+}
+
+/// Looks again at the images of a run that is to go on, since what kept them from being read may be over: a share that was
+/// away, a file that has been mended. Before the first commit of a failed run the whole folder is listed anew. Where
+/// anything changed, the epoch that had begun starts again.
+///
+/// # Errors
+/// As [`list`]; when the volume cannot be written.
+pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
+    let failed = |error: VolumeError| volume_status(&error);
+    let record = run.record();
+    let before = image_list::read(&run.folder.images_csv()).map_err(failed)?;
+    let folder = images_folder(root, &run.spec.images)?;
+    let anew = record.epochs_done == 0 && record.state == RunState::Failed;
+    let mut images = if anew { list_all(&folder, &before)? } else { before.clone() };
+    for image in images.iter_mut().filter(|image| image.skipped.is_some()) {
+        image.skipped = decode(&folder.join(image.as_path())).err().map(|why| why.to_string());
+    }
+    let resolved = match anew {
+        true => resolve(&run.spec, &images)?,
+        // The list and k stay; too few readable images are noticed where they always are.
+        false => ResolvedRecord { n_skipped: n_skipped(&images), ..record.resolved },
+    };
+    let statuses = |images: &[ImageEntry]| images.iter().map(|image| image.skipped.is_some()).collect::<Vec<_>>();
+    let same_files = images.iter().map(|image| &image.path).eq(before.iter().map(|image| &image.path));
+    if same_files && statuses(&images) == statuses(&before) {
+        return Ok(());
+    }
+    publish::remove(&run.folder.epoch(deepcluster_domain::EpochId(record.epochs_done)).pending_json()).map_err(failed)?;
+    image_list::publish(&run.folder.images_csv(), &images).map_err(failed)?;
+    run.update(|record| record.resolved = resolved.clone()).map_err(failed)?;
+    let body = json!({"epoch": record.epochs_done, "images": resolved.n_images, "skipped_in_all": resolved.n_skipped});
+    run.event("images", body).map_err(failed)
+}
+
+/// The folder as it is now; what is known to be unreadable keeps its reason, as headers alone do not tell.
+fn list_all(folder: &Path, before: &[ImageEntry]) -> Result<Vec<ImageEntry>, Status> {
+    let mut images = find_images(folder).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let known: HashMap<&[u8], &String> =
+        before.iter().filter_map(|image| Some((image.path.as_slice(), image.skipped.as_ref()?))).collect();
+    for image in &mut images {
+        if let Some(why) = known.get(image.path.as_slice()) {
+            image.skipped.get_or_insert_with(|| (*why).clone());
+        }
+    }
+    Ok(images)
+}
+
+/// Whether few enough images are unreadable.
+///
+/// # Errors
+/// One sentence with the figures and an example.
+pub(crate) fn check_skipped(spec: &RunSpec, images: &[ImageEntry]) -> Result<(), String> {
+    let example = images.iter().find_map(|image| Some(example(image, image.skipped.as_ref()?)));
+    check_number(spec, images.len(), n_skipped(images), &example.unwrap_or_default())
+}
+
+/// The same for a number of images.
+///
+/// # Errors
+/// One sentence with the figures and the example.
+pub(crate) fn check_number(spec: &RunSpec, n_images: usize, n_skipped: usize, example: &str) -> Result<(), String> {
+    if n_skipped as f64 <= spec.max_skipped * n_images as f64 {
+        return Ok(());
+    }
+    let most = spec.max_skipped * 100.0;
+    Err(format!("{n_skipped} of {n_images} images cannot be read, more than {most} % (--max-skipped), as {example}"))
+}
+
+/// An image and what is wrong with it.
+pub(crate) fn example(image: &ImageEntry, why: &str) -> String {
+    format!("'{}': {why}", image.as_path().display())
+}
+
+pub(crate) fn n_skipped(images: &[ImageEntry]) -> usize {
+    images.iter().filter(|image| image.skipped.is_some()).count()
+}
