@@ -2,6 +2,8 @@
 
 use crate::support::{deepcluster, finished_run, pictures, program, text};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -67,6 +69,60 @@ fn volumes_that_cannot_be_written() {
     let owned = folder.path().join("owned");
     let _lock = deepcluster_volume::lock::VolumeLock::take(&owned).unwrap();
     refused(pictures(), &owned, &[], &["already owned", &std::process::id().to_string()]);
+}
+
+/// As a user whom the file system refuses; root is refused nothing, so root becomes another for it.
+#[test]
+fn a_folder_that_may_not_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let readable = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    readable(folder.path(), 0o755);
+    let images = folder.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    // The built program may lie where that other user cannot go.
+    let copy = folder.path().join("deepcluster");
+    std::fs::copy(program("deepcluster"), &copy).unwrap();
+    readable(&images, 0o000);
+    let mut command = Command::new(&copy);
+    command.args(["train", text(&images), "--out", "/tmp/never"]).current_dir("/");
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    let output = command.output().unwrap();
+    let sentence = String::from_utf8_lossy(&output.stderr).into_owned();
+    readable(&images, 0o755);
+    assert_eq!(output.status.code(), Some(2), "{sentence}");
+    assert!(sentence.contains(text(&images)) && sentence.contains("Permission denied"), "{sentence}");
+}
+
+/// File systems of their own, which only some machines let a test mount.
+#[test]
+fn volumes_that_are_full_or_read_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let volume = folder.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let mounted = |options: &str, then: &str| {
+        let script = format!("mount -t tmpfs -o {options} tmpfs \"$1\" && shift && {then}");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--map-root-user", "sh", "-c", &script, "sh", text(&volume)]);
+        command
+    };
+    if !mounted("size=1m", "true").status().is_ok_and(|status| status.success()) {
+        println!("left out: this machine lets nobody mount a file system");
+        return;
+    }
+    let train = "\"$0\" \"$@\"; code=$?; find \"$5\" -name '*.tmp' >&2; exit $code";
+    let train = train.replace("$0", text(&program("deepcluster"))).replace("$5", text(&volume));
+    let flags = "--image-size 64 --k 10 --epochs 1 --batch 32 --device cpu";
+    for (options, word) in [("size=32m", "No space left"), ("size=1m,ro", "Read-only")] {
+        let mut command = mounted(options, &train);
+        command.args(["train", text(pictures()), "--out", text(&volume)]).args(flags.split(' '));
+        let output = command.output().unwrap();
+        let sentence = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{options}: {sentence}");
+        assert!(sentence.contains(word) && sentence.contains(text(&volume)), "{options}: {sentence}");
+        assert_eq!(sentence.lines().count(), 1, "{options}: {sentence}");
+    }
 }
 
 #[test]

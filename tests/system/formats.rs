@@ -71,7 +71,7 @@ fn a_messy_folder_is_trained_on_and_the_broken_files_are_named() {
     }
     fs::copy(&all[0], images.join(OsStr::from_bytes(b"not utf-8 \xff, \"quoted\".png"))).unwrap();
     symlink(&all[1], images.join("link.png")).unwrap();
-    symlink(pictures().join("dots"), images.join("linked-folder")).ok();
+    symlink(pictures().join("discs"), images.join("linked-folder")).unwrap();
     let broken: [(&str, &[u8]); 3] =
         [("empty.jpg", b""), ("text.gif", b"hello"), ("cut.png", &fs::read(&all[0]).unwrap()[..700])];
     for (name, bytes) in broken {
@@ -86,6 +86,8 @@ fn a_messy_folder_is_trained_on_and_the_broken_files_are_named() {
     let skipped: Vec<&[u8]> = list.iter().filter(|image| image.skipped.is_some()).map(|image| image.path.as_slice()).collect();
     assert_eq!(skipped, [b"cut.png".as_slice(), b"empty.jpg", b"text.gif"]);
     assert!(list.iter().any(|image| image.path.starts_with(b"not utf-8 \xff")));
+    let linked = list.iter().filter(|image| image.path.starts_with(b"linked-folder/")).count();
+    assert_eq!(linked, fs::read_dir(pictures().join("discs")).unwrap().count());
     let labels = fs::read(run.join("labels.csv")).unwrap();
     let lines: Vec<&[u8]> = labels.split(|byte| *byte == b'\n').collect();
     assert!(lines.contains(&b"empty.jpg,-1,".as_slice()));

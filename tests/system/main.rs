@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod bad_input;
+mod damage;
 mod end_to_end;
 mod formats;
 mod recovery;

@@ -34,7 +34,12 @@ async fn every_service_tells_its_health_and_its_api_and_drains() {
         let status = HealthClient::new(service.channel()).check(health).await.unwrap().into_inner().status();
         assert_eq!(status, ServingStatus::Serving);
         drop(reflection);
+        let mut health = HealthClient::new(service.channel());
+        let mut told = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+        assert_eq!(told.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
         service.signal(Signal::SIGTERM);
+        assert_eq!(told.next().await.unwrap().unwrap().status(), ServingStatus::NotServing, "{name}");
+        drop((told, health));
         assert_eq!(service.child.wait().unwrap().code(), Some(0), "{name}");
     }
 }

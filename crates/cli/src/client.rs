@@ -10,9 +10,16 @@ use deepcluster_proto::v1::{
     ResumeRunRequest, Run, RunState, WatchRunRequest, watch_run_response,
 };
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::error::Error;
+use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
+
+/// How long a coordinator that does not answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the answer to a question that needs no work may take.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A connection to a coordinator.
 #[derive(Clone)]
@@ -27,10 +34,26 @@ impl Client {
     /// # Errors
     /// When the address is none.
     pub fn new(server: &str) -> Result<Self, Failure> {
-        let endpoint =
-            Endpoint::from_shared(server.to_owned()).map_err(|error| Failure::usage(format!("--server '{server}': {error}")))?;
-        let channel = endpoint.connect_timeout(Duration::from_secs(10)).connect_lazy();
-        Ok(Self { runs: RunsClient::new(channel), server: server.to_owned() })
+        Ok(Self { runs: RunsClient::new(endpoint(server)?.connect_lazy()), server: server.to_owned() })
+    }
+
+    /// A client that is connected; a coordinator that is starting is waited for.
+    ///
+    /// # Errors
+    /// When the address is none, or nobody answers there.
+    pub async fn connect(server: &str) -> Result<Self, Failure> {
+        let endpoint = endpoint(server)?;
+        let start = Instant::now();
+        loop {
+            match endpoint.connect().await {
+                Ok(channel) => return Ok(Self { runs: RunsClient::new(channel), server: server.to_owned() }),
+                Err(_) if start.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(200)).await,
+                Err(error) => {
+                    let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+                    return Err(Failure::other(format!("no coordinator answers at {server}: {why}")));
+                }
+            }
+        }
     }
 
     /// All runs, oldest first.
@@ -38,7 +61,7 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn list(&mut self) -> Result<Vec<Run>, Failure> {
-        let answer = self.runs.list_runs(ListRunsRequest {}).await;
+        let answer = self.runs.list_runs(quick(ListRunsRequest {})).await;
         Ok(answer.map_err(|status| self.failure(&status))?.into_inner().runs)
     }
 
@@ -50,7 +73,7 @@ impl Client {
         match run {
             None => self.list().await?.pop().ok_or_else(|| Failure::usage("there are no runs yet")),
             Some(id) => {
-                let answer = self.runs.get_run(GetRunRequest { run_id: id.to_owned() }).await;
+                let answer = self.runs.get_run(quick(GetRunRequest { run_id: id.to_owned() })).await;
                 present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
             }
         }
@@ -70,7 +93,7 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn pause(&mut self, run_id: String) -> Result<Run, Failure> {
-        let answer = self.runs.pause_run(PauseRunRequest { run_id }).await;
+        let answer = self.runs.pause_run(quick(PauseRunRequest { run_id })).await;
         present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
     }
 
@@ -88,7 +111,7 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn cancel(&mut self, run_id: String) -> Result<Run, Failure> {
-        let answer = self.runs.cancel_run(CancelRunRequest { run_id }).await;
+        let answer = self.runs.cancel_run(quick(CancelRunRequest { run_id })).await;
         present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
     }
 
@@ -161,10 +184,27 @@ impl Client {
         let message = status.message();
         match status.code() {
             Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::AlreadyExists => Failure::usage(message),
+            // The user can do something about a full volume.
+            Code::ResourceExhausted => Failure::usage(message),
             Code::Unavailable => Failure::other(format!("no coordinator answers at {}: {message}", self.server)),
             _ => Failure::other(message),
         }
     }
+}
+
+fn endpoint(server: &str) -> Result<Endpoint, Failure> {
+    let refused = || Failure::usage(format!("--server '{server}' is no address like http://127.0.0.1:7070"));
+    let endpoint = Endpoint::from_shared(server.to_owned()).map_err(|_| refused())?;
+    match (endpoint.uri().scheme_str(), endpoint.uri().host()) {
+        (Some("http"), Some(host)) if !host.is_empty() => Ok(endpoint.connect_timeout(Duration::from_secs(10))),
+        _ => Err(refused()),
+    }
+}
+
+fn quick<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(DEADLINE);
+    request
 }
 
 /// How a run ended, by its latest event of kind "run"; none while it goes on.

@@ -1,9 +1,10 @@
 //! Commands that only read a run's folder: `labels` and `export`.
 
 use crate::failure::{Failure, say};
+use deepcluster_domain::EpochId;
 use deepcluster_volume::image_list::ImageEntry;
-use deepcluster_volume::records::{EpochManifest, read_record};
-use deepcluster_volume::{RunFolder, image_list, npy, publish, tensors};
+use deepcluster_volume::records::{EpochManifest, RunRecord, read_record};
+use deepcluster_volume::{RunFolder, VolumeError, image_list, npy, publish, tensors};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,18 +20,22 @@ impl LastEpoch {
     /// Finds it.
     ///
     /// # Errors
-    /// When the folder is no run, or nothing is committed yet.
+    /// When the folder is no run, nothing is committed yet, or what was committed last is damaged.
     pub fn of(run: &RunFolder) -> Result<Self, Failure> {
         if !run.run_json().is_file() {
             return Err(Failure::usage(format!("{} is not the folder of a run", run.path().display())));
         }
-        for epoch in run.epoch_ids()?.into_iter().rev() {
-            let folder = run.epoch(epoch);
-            if let Ok(manifest) = read_record(&folder.epoch_json()) {
-                return Ok(Self { folder: folder.path().to_owned(), manifest });
-            }
-        }
-        Err(Failure::usage(format!("{} has no committed epoch yet", run.path().display())))
+        let record: RunRecord = read_record(&run.run_json())?;
+        // An epoch counts from its commit on, which a coordinator that died may not have noted in run.json.
+        let committed = |epoch: &EpochId| run.epoch(*epoch).epoch_json().is_file();
+        let newest = run.epoch_ids()?.into_iter().rev().find(committed);
+        let counted = EpochId(record.epochs_done).previous();
+        let Some(epoch) = newest.max(counted) else {
+            return Err(Failure::usage(format!("{} has no committed epoch yet", run.path().display())));
+        };
+        let folder = run.epoch(epoch);
+        let manifest = read_record(&folder.epoch_json()).map_err(damaged)?;
+        Ok(Self { folder: folder.path().to_owned(), manifest })
     }
 
     /// A file of the epoch by its own name, after it was verified against the manifest.
@@ -40,13 +45,17 @@ impl LastEpoch {
     pub fn verified(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.folder.join(name);
         let promised = self.manifest.files.all().into_iter().find(|file| file.path.ends_with(&format!("/{name}")));
-        let found = publish::digest(&path)?;
+        let found = publish::digest(&path).map_err(damaged)?;
         if promised.is_some_and(|file| file.blake3 == found.blake3) {
             Ok(path)
         } else {
-            Err(Failure::usage(format!("{} is not what its epoch.json promises", path.display())))
+            Err(damaged(VolumeError::corrupt(&path, "its checksum is not the recorded one")))
         }
     }
+}
+
+fn damaged(error: VolumeError) -> Failure {
+    Failure::usage(format!("{error}; `deepcluster resume` makes a damaged epoch anew"))
 }
 
 /// Writes path, cluster and distance of every image to standard output.
@@ -59,6 +68,10 @@ pub fn labels(run: &Path, as_json: bool) -> Result<(), Failure> {
     let images = image_list::read(&run.images_csv())?;
     let labels = npy::read_i32(&last.verified("labels.npy")?)?;
     let (_, distances) = npy::read_f32(&last.verified("distances.npy")?)?;
+    if images.len() != labels.len() || images.len() != distances.len() {
+        let (list, n) = (run.images_csv(), images.len());
+        return Err(Failure::usage(format!("{} lists {n} images, the labels are {}", list.display(), labels.len())));
+    }
     print_labels(&images, &labels, &distances, as_json)
 }
 

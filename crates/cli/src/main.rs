@@ -11,6 +11,7 @@ mod show;
 mod spec_args;
 mod train;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use client::{Client, run_json, state_name};
 use deepcluster_proto::v1::Run;
@@ -32,6 +33,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train on a folder of images, with all services on this machine
+    #[command(allow_negative_numbers = true)]
     Train {
         /// Folder of images
         images: PathBuf,
@@ -58,6 +60,7 @@ enum Command {
         json: bool,
     },
     /// Queue a run on a coordinator
+    #[command(allow_negative_numbers = true)]
     Submit {
         /// Folder of images, relative to the images root of the services
         images: String,
@@ -150,9 +153,10 @@ struct Named {
 fn main() -> ExitCode {
     // One thread: children get a signal when the thread that started them ends, so that must be the main one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(execute(Cli::parse().command)),
-        Err(error) => Err(Failure::other(error.to_string())),
+    let outcome = match (parse(), runtime) {
+        (Ok(cli), Ok(runtime)) => runtime.block_on(execute(cli.command)),
+        (Err(failure), _) => Err(failure),
+        (_, Err(error)) => Err(Failure::other(error.to_string())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -165,6 +169,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// The command line; a mistake in it is one sentence, and exit code 2.
+fn parse() -> Result<Cli, Failure> {
+    let error = match Cli::try_parse() {
+        Ok(cli) => return Ok(cli),
+        Err(error) => error,
+    };
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.to_string();
+    // Hints and usage follow after an empty line.
+    let sentence = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    Err(Failure::usage(sentence.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
 async fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Train { images, out, spec, extractors, json } => {
@@ -173,21 +192,24 @@ async fn execute(command: Command) -> Result<(), Failure> {
         }
         Command::Resume { volume, run, json } => train::resume(&volume, run, json).await,
         Command::Submit { images, spec, server } => {
+            if images.is_empty() {
+                return Err(Failure::usage("the folder of images has no name; '.' is all of the services' images"));
+            }
             let spec = spec.spec(images);
             // Zero stands for the default on the wire, so it has to be refused here.
             spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
-            let run = Client::new(&server.server)?.create(&spec).await?;
+            let run = Client::connect(&server.server).await?.create(&spec).await?;
             print_run(&run, server.json)
         }
         Command::Runs { server } => {
-            for run in Client::new(&server.server)?.list().await? {
+            for run in Client::connect(&server.server).await?.list().await? {
                 print_run(&run, server.json)?;
             }
             Ok(())
         }
         Command::Show(named) => change(named, async |_, run| Ok(run)).await,
         Command::Watch(Named { run, server }) => {
-            let mut client = Client::new(&server.server)?;
+            let mut client = Client::connect(&server.server).await?;
             let run = client.find(run.as_deref()).await?;
             client.follow(&run.run_id, 0, &mut Show::new(server.json)).await
         }
@@ -206,7 +228,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
 
 /// Finds a run, does something to it, and prints what it is then.
 async fn change(named: Named, act: impl AsyncFnOnce(&mut Client, Run) -> Result<Run, Failure>) -> Result<(), Failure> {
-    let mut client = Client::new(&named.server.server)?;
+    let mut client = Client::connect(&named.server.server).await?;
     let run = client.find(named.run.as_deref()).await?;
     let run = act(&mut client, run).await?;
     print_run(&run, named.server.json)

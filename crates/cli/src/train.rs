@@ -1,6 +1,6 @@
 //! `train` and `resume`: a run on the services of this machine.
 
-use crate::client::{Client, state_name};
+use crate::client::Client;
 use crate::embedded::Stack;
 use crate::failure::{Failure, say};
 use crate::show::Show;
@@ -138,14 +138,18 @@ fn can_go_on(run: &Run) -> bool {
 }
 
 fn unfinished(runs: Vec<Run>, name: Option<String>) -> Result<Run, Failure> {
-    let mut candidates: Vec<Run> = match &name {
-        Some(name) => runs.into_iter().filter(|run| run.run_id == *name).collect(),
-        None => runs.into_iter().filter(can_go_on).collect(),
-    };
+    if let Some(name) = name {
+        // Whether it may go on is for the coordinator to say.
+        let run = runs.into_iter().find(|run| run.run_id == name);
+        return run.ok_or_else(|| Failure::usage(format!("run {name} cannot be read; see the log of the coordinator")));
+    }
+    let mut candidates: Vec<Run> = runs.into_iter().filter(can_go_on).collect();
+    let names: Vec<String> = candidates.iter().map(|run| run.run_id.clone()).collect();
     match candidates.pop() {
         None => Err(Failure::usage("there is no run that could go on")),
-        Some(run) if !can_go_on(&run) => Err(Failure::usage(format!("run {} is {}", run.run_id, state_name(&run)))),
-        Some(_) if !candidates.is_empty() => Err(Failure::usage("several runs could go on; name one")),
+        Some(_) if !candidates.is_empty() => {
+            Err(Failure::usage(format!("name one of the runs that could go on: {}", names.join(", "))))
+        }
         Some(run) => Ok(run),
     }
 }

@@ -140,6 +140,11 @@ impl ClusterCount {
             Self::Fixed(k) => k,
         };
         if (k as usize) > readable {
+            if self == Self::Auto {
+                return Err(SpecError(format!(
+                    "{readable} readable images are too few for k = auto, which is {k} at least; name k"
+                )));
+            }
             return Err(SpecError(format!("k = {k} is larger than the {readable} readable images")));
         }
         Ok(k)

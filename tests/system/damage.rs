@@ -1,0 +1,105 @@
+//! What was read wrong once, or spoiled on the volume, does not end a run for ever.
+
+use crate::recovery::same_as_undisturbed;
+use crate::support::{deepcluster, finished_run, pictures, program, text};
+use deepcluster_volume::image_list;
+use deepcluster_volume::publish::publish_bytes;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use tempfile::TempDir;
+
+/// A copy of the undisturbed run's volume.
+fn copied() -> TempDir {
+    let _owner = finished_run().owner.lock();
+    let copy = tempfile::tempdir().unwrap();
+    let from = format!("{}/.", text(finished_run().volume.path()));
+    assert!(Command::new("cp").args(["-a", &from, text(copy.path())]).status().unwrap().success());
+    copy
+}
+
+fn spoil(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    publish_bytes(path, &bytes).unwrap();
+}
+
+#[test]
+fn damaged_epochs_are_refused_by_readers_and_made_anew_by_resume() {
+    let volume = copied();
+    let run = volume.path().join("runs/run-0001");
+    let epoch = run.join("epochs/0001");
+    let out = volume.path().join("weights.safetensors");
+    type Damage = fn(&Path);
+    let table: [(Damage, &[&str]); 4] = [
+        (|epoch| spoil(&epoch.join("checkpoint.safetensors")), &["export"]),
+        (|epoch| spoil(&epoch.join("labels.npy")), &["labels"]),
+        (|epoch| drop(publish_bytes(&epoch.join("epoch.json"), b"{\"version\":")), &["labels", "export"]),
+        (|epoch| fs::remove_dir_all(epoch).unwrap(), &["labels", "export"]),
+    ];
+    for (damage, readers) in table {
+        damage(&epoch);
+        for reader in readers {
+            let outcome = match *reader {
+                "labels" => deepcluster(["labels", text(&run)]),
+                _ => deepcluster(["export", text(&run), "--to", text(&out)]),
+            };
+            assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+            assert!(outcome.stderr.contains("epochs/0001/") && outcome.stderr.contains("resume"), "{}", outcome.stderr);
+            assert!(!out.try_exists().unwrap());
+        }
+        deepcluster(["resume", text(volume.path()), "run-0001"]).good();
+        same_as_undisturbed(volume.path());
+        deepcluster(["labels", text(&run)]).good();
+    }
+    let events = fs::read_to_string(run.join("events.jsonl")).unwrap();
+    assert_eq!(events.matches("going back to epoch 1").count(), 4, "{events}");
+}
+
+#[test]
+fn images_that_were_mended_take_part_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, volume) = (folder.path().join("images"), folder.path().join("volume"));
+    let good: Vec<_> = fs::read_dir(pictures().join("stripes")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(good.len() >= 20);
+    for (n, picture) in good.iter().take(20).enumerate() {
+        let bytes = fs::read(picture).unwrap();
+        // A header that promises more than there is shows only when the image is decoded.
+        let kept = if n % 4 == 0 { &bytes[..bytes.len() / 2] } else { &bytes[..] };
+        publish_bytes(&images.join(format!("{n:02}.png")), kept).unwrap();
+    }
+    let flags = "--image-size 64 --k 2 --epochs 1 --batch 8 --device cpu";
+    let train = || {
+        let mut command = Command::new(program("deepcluster"));
+        command.args(["train", text(&images), "--out", text(&volume)]).args(flags.split(' '));
+        command.output().unwrap()
+    };
+    for _ in 0..2 {
+        let refused = train();
+        let sentence = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{sentence}");
+        assert!(sentence.contains("5 of 20") && sentence.contains("00.png"), "{sentence}");
+    }
+    let list = || image_list::read(&volume.join("runs/run-0001/images.csv")).unwrap();
+    assert_eq!(list().iter().filter(|image| image.skipped.is_some()).count(), 5);
+    for (n, picture) in good.iter().take(20).enumerate() {
+        publish_bytes(&images.join(format!("{n:02}.png")), &fs::read(picture).unwrap()).unwrap();
+    }
+    let done = train();
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(list().iter().all(|image| image.skipped.is_none()));
+    assert!(!volume.join("runs/run-0002").try_exists().unwrap());
+    assert!(!deepcluster(["labels", text(&volume.join("runs/run-0001"))]).good().contains(",-1,"));
+}
+
+#[test]
+fn a_cancelled_run_is_not_resumed() {
+    let volume = copied();
+    let record = volume.path().join("runs/run-0001/run.json");
+    let cancelled = fs::read_to_string(&record).unwrap().replace("\"finished\"", "\"cancelled\"");
+    publish_bytes(&record, cancelled.as_bytes()).unwrap();
+    let outcome = deepcluster(["resume", text(volume.path()), "run-0001"]);
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.contains("run run-0001 is cancelled"), "{}", outcome.stderr);
+}
