@@ -34,7 +34,8 @@ install_debian_packages() {
     as_root=(sudo)
   fi
   echo "setup: installing Debian packages: ${missing[*]}"
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null ||
+    die "could not fetch the list of Debian packages; still missing: ${missing[*]}"
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null ||
     die "could not install Debian packages: ${missing[*]}"
 }

@@ -11,6 +11,7 @@ use deepcluster_volume::publish;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -26,6 +27,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often in a row a service may end by itself, soon after its start, before that is taken for good.
 const FAILED_STARTS: u32 = 5;
+
+/// How lines in a service's log begin that are not its own.
+const NOTE: &str = "deepcluster: ";
 
 /// The running services.
 pub struct Stack {
@@ -179,6 +183,7 @@ impl Service {
         if let Some(child) = self.child.as_mut() {
             let Ok(Some(status)) = child.try_wait() else { return Ok(()) };
             self.child = None;
+            self.note(&format!("{} ended: {status}", self.name));
             // 2 is a service's word for: not like this, and trying again is no use.
             if status.code() == Some(2) {
                 return Err(Failure::usage(self.last_words()));
@@ -200,10 +205,18 @@ impl Service {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// The last line of its log, without its name.
+    /// Adds a line to its log, which says nothing of a signal that killed it.
+    fn note(&self, line: &str) {
+        let log = OpenOptions::new().append(true).open(&self.log);
+        if let Err(error) = log.and_then(|mut log| writeln!(log, "{NOTE}{line}")) {
+            eprintln!("deepcluster: {line} ({}: {error})", self.log.display());
+        }
+    }
+
+    /// The last line of its log that is its own, without its name.
     fn last_words(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let line = log.lines().last().unwrap_or("it left no word");
+        let line = log.lines().rfind(|line| !line.starts_with(NOTE)).unwrap_or("it left no word");
         line.split_once(": ").map_or(line, |(_, sentence)| sentence).to_owned()
     }
 }

@@ -56,6 +56,9 @@ pub fn decode(path: &Path) -> Result<RgbImage, Unreadable> {
 }
 
 fn decode_bytes(content: &[u8]) -> Result<RgbImage, Unreadable> {
+    if is_cut_jpeg(content) {
+        return Err(Unreadable::because("the file is cut off"));
+    }
     let mut reader = ImageReader::new(Cursor::new(content)).with_guessed_format().map_err(Unreadable::because)?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_ALLOCATION);
@@ -65,6 +68,16 @@ fn decode_bytes(content: &[u8]) -> Result<RgbImage, Unreadable> {
     check_size(width, height)?;
     let image = DynamicImage::from_decoder(decoder).map_err(Unreadable::because)?;
     Ok(image.into_rgb8())
+}
+
+/// A JPEG whose last scan has no end: the decoder would fill in grey for what is missing. Scans hold no markers in their data,
+/// so the last start of a scan tells, whatever thumbnails came before.
+fn is_cut_jpeg(content: &[u8]) -> bool {
+    const JPEG: [u8; 3] = [0xff, 0xd8, 0xff];
+    const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
+    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+    let end = content.windows(2).rposition(|marker| marker == END_OF_IMAGE).unwrap_or(0);
+    content.starts_with(&JPEG) && content[end..].windows(2).any(|marker| marker == START_OF_SCAN)
 }
 
 /// The size of a file that can be opened without waiting for anybody: no pipe, no device, no folder.
@@ -89,4 +102,23 @@ fn check_size(width: u32, height: u32) -> Result<(), Unreadable> {
 /// A decoder that panics on a hostile file must not take the service along.
 fn no_panic<T>(work: impl FnOnce() -> Result<T, Unreadable>) -> Result<T, Unreadable> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Unreadable::because("the decoder gave up on this file")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jpeg_that_is_cut_off_is_unreadable() {
+        let mut whole = Vec::new();
+        let noise = RgbImage::from_fn(64, 64, |x, y| image::Rgb([((x * 37) ^ (y * 91)) as u8, (x * y) as u8, (x + y) as u8]));
+        noise.write_to(&mut Cursor::new(&mut whole), image::ImageFormat::Jpeg).unwrap();
+        assert_eq!(decode_bytes(&whole).unwrap().dimensions(), (64, 64));
+        for kept in [whole.len() - 2, whole.len() * 3 / 4, whole.len() / 2] {
+            assert!(decode_bytes(&whole[..kept]).is_err(), "{kept} of {} bytes", whole.len());
+        }
+        // What some cameras write behind the image is no part of it.
+        whole.extend_from_slice(b"trailing bytes");
+        assert!(decode_bytes(&whole).is_ok());
+    }
 }

@@ -1,11 +1,8 @@
 //! Where the network computes, and how precisely.
-//!
-//! Only libtorch's CPU half is linked. Its CUDA half registers itself when it is loaded, so one binary serves machines
-//! with and without a GPU.
 
 use crate::NetworkError;
+use crate::cuda::{has_bf16, n_gpus};
 use deepcluster_domain::{DeviceChoice, Precision};
-use std::sync::Once;
 use tch::{Cuda, Device, Kind, Tensor};
 
 /// A device and the arithmetic on it.
@@ -45,9 +42,11 @@ impl Runtime {
         let kind = match precision {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
-            // On a CPU, bf16 pays only with instructions for it; f32 is never slower without.
-            Precision::Auto if device.is_cuda() => Kind::BFloat16,
-            Precision::Auto => Kind::Float,
+            // Without instructions for it, bf16 is slower than f32.
+            Precision::Auto => match device {
+                Device::Cuda(index) if has_bf16(index) => Kind::BFloat16,
+                _ => Kind::Float,
+            },
         };
         Ok(Self { device, kind })
     }
@@ -75,26 +74,6 @@ impl Runtime {
         let mut x = bytes.f_permute([0, 3, 1, 2])?.f_totype(Kind::Float)?;
         x = x.f_mul_(&scale)?;
         Ok(x.f_add_(&per_channel(shift)?)?)
-    }
-}
-
-/// Number of GPUs that libtorch can use; loads its CUDA half first.
-fn n_gpus() -> i64 {
-    static LOAD: Once = Once::new();
-    LOAD.call_once(load_cuda);
-    if Cuda::is_available() { Cuda::device_count() } else { 0 }
-}
-
-#[cfg(unix)]
-#[expect(unsafe_code, reason = "loading a library runs its initialisers")]
-fn load_cuda() {
-    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: libtorch_cuda's initialisers only register its kernels with libtorch_cpu, of the same release, before any
-    // CUDA call of ours (this runs once, ahead of the first). A missing library is the usual case and no error.
-    let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
-    if let Ok(library) = library {
-        // It must never be unloaded.
-        std::mem::forget(library);
     }
 }
 

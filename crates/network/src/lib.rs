@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
+mod cuda;
 pub mod device;
 pub mod error;
 pub mod forward;

@@ -10,7 +10,6 @@
 use deepcluster_proto::v1::Progress;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -121,10 +120,8 @@ impl<M: Send + 'static> Driver<M> {
         let context = JobContext { progress, cancelled: self.cancelled.clone() };
         let span = Span::current();
         let (sender, result) = tokio::sync::oneshot::channel();
-        let (started, _keep) = mpsc::channel::<()>();
         let spawned = thread::Builder::new().name("job".to_owned()).spawn(move || {
             let _turn = permit;
-            drop(started);
             let outcome = span.in_scope(|| work(&context));
             let _ = sender.send(outcome);
         });
