@@ -165,4 +165,11 @@ fn a_port_in_use_and_wrong_flags_of_services() {
             assert!(sentence.contains(word), "{sentence}");
         }
     }
+    let mut coordinator = Command::new(program("deepcluster-coordinator"));
+    let output = coordinator.args(["--trainer", "no port", "--extractors", "a:1,b", "--threads", "many"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let sentence = String::from_utf8_lossy(&output.stderr).into_owned();
+    for word in ["--trainer 'no port'", "--extractors 'b'", "--volume", "many"] {
+        assert!(sentence.contains(word), "{sentence}");
+    }
 }

@@ -17,6 +17,7 @@ use client::{Client, run_json, state_name};
 use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
 use failure::{Failure, say};
+use serde_json::json;
 use show::Show;
 use spec_args::SpecArgs;
 use std::path::PathBuf;
@@ -127,6 +128,9 @@ enum Command {
         /// Another seed draws other pictures
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -219,8 +223,11 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Labels { run_dir, json } => local::labels(&run_dir, json),
         Command::Assign { run_dir, images, json } => assign::assign(&run_dir, &images, json).await,
         Command::Export { run_dir, to, json } => local::export(&run_dir, &to, json),
-        Command::DemoImages { dir, count, size, seed } => {
+        Command::DemoImages { dir, count, size, seed, json } => {
             let n = DemoImages { count, size, seed }.write(&dir).map_err(|error| Failure::usage(error.to_string()))?;
+            if json {
+                return say(json!({"folder": dir, "pictures": n}));
+            }
             say(format!("wrote {n} pictures to {}", dir.display()))
         }
     }

@@ -134,7 +134,7 @@ async fn first_answer(client: &mut Client) -> Vec<Run> {
 }
 
 fn can_go_on(run: &Run) -> bool {
-    matches!(RunState::try_from(run.state), Ok(RunState::Paused | RunState::Failed))
+    matches!(run.state(), RunState::Paused | RunState::Failed)
 }
 
 fn unfinished(runs: Vec<Run>, name: Option<String>) -> Result<Run, Failure> {
@@ -143,7 +143,10 @@ fn unfinished(runs: Vec<Run>, name: Option<String>) -> Result<Run, Failure> {
         let run = runs.into_iter().find(|run| run.run_id == name);
         return run.ok_or_else(|| Failure::usage(format!("run {name} cannot be read; see the log of the coordinator")));
     }
-    let mut candidates: Vec<Run> = runs.into_iter().filter(can_go_on).collect();
+    // One that was interrupted comes before any that failed.
+    let paused = runs.iter().any(|run| run.state() == RunState::Paused);
+    let wanted = |run: &Run| if paused { run.state() == RunState::Paused } else { can_go_on(run) };
+    let mut candidates: Vec<Run> = runs.into_iter().filter(wanted).collect();
     let names: Vec<String> = candidates.iter().map(|run| run.run_id.clone()).collect();
     match candidates.pop() {
         None => Err(Failure::usage("there is no run that could go on")),

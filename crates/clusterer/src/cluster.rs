@@ -112,8 +112,9 @@ fn teller(context: &JobContext) -> impl FnMut(&str, u64, u64) -> Result<(), Clus
 fn status(error: ClusteringError, entries: &[ImageEntry]) -> Status {
     match &error {
         ClusteringError::NotFinite { row } => {
-            let name = entries.get(*row).map(|entry| entry.as_path().display().to_string()).unwrap_or_default();
-            Status::invalid_argument(format!("{error} ('{name}'); try --feature-dtype f32 or a lower learning rate"))
+            let name = entries.get(*row).map(|entry| format!(" ('{}')", entry.as_path().display()));
+            let name = name.unwrap_or_default();
+            Status::invalid_argument(format!("{error}{name}; try --feature-dtype f32 or a lower learning rate"))
         }
         ClusteringError::Unusable(_) => Status::invalid_argument(error.to_string()),
         ClusteringError::Volume(error) => volume_status(error),

@@ -34,29 +34,15 @@ pub struct Coordinator {
     _lock: VolumeLock,
 }
 
-/// Where the workers are, and how to begin.
-#[derive(Clone, Debug)]
-pub struct Addresses {
-    /// Extractors, as HOST:PORT.
-    pub extractors: Vec<String>,
-    /// The clusterer.
-    pub clusterer: String,
-    /// The trainer.
-    pub trainer: String,
-    /// Whether unfinished runs wait for `unpause` instead of going on.
-    pub start_paused: bool,
-}
-
 impl Coordinator {
-    /// Takes the volume and reads its runs.
+    /// Takes the volume and reads its runs; unfinished ones go on, or wait for `unpause` when `start_paused` is set.
     ///
     /// # Errors
-    /// When the volume is owned or cannot be written, or an address is none.
-    pub fn new(config: &Config, addresses: &Addresses) -> Result<Self, String> {
+    /// When the volume is owned or cannot be written.
+    pub fn new(config: &Config, workers: Workers, start_paused: bool) -> Result<Self, String> {
         let lock = VolumeLock::take(&config.volume).map_err(|error| error.to_string())?;
         // Clients and the network know the volume's files by paths below its real root.
-        let runs = Runs::open(Volume::new(&config.volume), config.images.clone(), addresses.start_paused);
-        let workers = Workers::new(&addresses.extractors, &addresses.clusterer, &addresses.trainer)?;
+        let runs = Runs::open(Volume::new(&config.volume), config.images.clone(), start_paused);
         let runs = Arc::new(runs.map_err(|error| error.to_string())?);
         Ok(Self { runs, workers, shutdown: CancellationToken::new(), _lock: lock })
     }
@@ -81,7 +67,11 @@ impl Service for Coordinator {
         // A thread of its own: the loop reads and hashes files, which must not hold up the answers to clients.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
         let thread = std::thread::Builder::new().name("epochs".to_owned());
-        let started = thread.spawn(move || runtime.block_on(runs.run_epochs(&workers, &shutdown)));
+        let started = thread.spawn(move || {
+            // However the loop ends, a coordinator without it must not go on saying that it serves.
+            let _end = shutdown.clone().drop_guard();
+            runtime.block_on(runs.run_epochs(&workers, &shutdown));
+        });
         started.map(drop).map_err(|error| error.to_string())
     }
 }

@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use deepcluster_coordinator::{Addresses, Coordinator};
-use deepcluster_service::{Options, ServeError, run};
+use deepcluster_coordinator::{Coordinator, workers::Workers};
+use deepcluster_service::{ConfigError, Options, ServeError, run};
 use std::process::ExitCode;
 
 /// DeepCluster's coordinator
@@ -22,7 +22,7 @@ struct Cli {
     #[arg(long, env = "DC_TRAINER", default_value = "127.0.0.1:7073")]
     trainer: String,
     /// Leave unfinished runs on the volume paused instead of going on with them
-    #[arg(long)]
+    #[arg(long, env = "DC_START_PAUSED")]
     start_paused: bool,
 }
 
@@ -32,12 +32,16 @@ fn main() -> ExitCode {
         eprintln!("deepcluster-coordinator: {error}");
         ExitCode::from(code)
     };
-    let config = match options.check("127.0.0.1:7070") {
-        Ok(config) => config,
-        Err(mistakes) => return fail(2, &mistakes),
+    let workers = Workers::new(&extractors, &clusterer, &trainer);
+    let (config, workers) = match (options.check("127.0.0.1:7070"), workers) {
+        (Ok(config), Ok(workers)) => (config, workers),
+        (config, workers) => {
+            let of_config = config.err().map(|error| error.0).unwrap_or_default();
+            let mistakes = of_config.into_iter().chain(workers.err().unwrap_or_default()).collect();
+            return fail(2, &ConfigError(mistakes));
+        }
     };
-    let addresses = Addresses { extractors, clusterer, trainer, start_paused };
-    let coordinator = match Coordinator::new(&config, &addresses) {
+    let coordinator = match Coordinator::new(&config, workers, start_paused) {
         Ok(coordinator) => coordinator,
         Err(sentence) => return fail(2, &sentence),
     };

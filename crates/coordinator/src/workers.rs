@@ -48,18 +48,26 @@ impl Workers {
     /// Checks the addresses. Every call connects anew, so that a worker may die and come back between calls.
     ///
     /// # Errors
-    /// When an address is none.
-    pub fn new(extractors: &[String], clusterer: &str, trainer: &str) -> Result<Self, String> {
-        Ok(Self {
-            extractors: extractors.iter().map(|address| endpoint(address)).collect::<Result<_, _>>()?,
-            clusterer: endpoint(clusterer)?,
-            trainer: endpoint(trainer)?,
-        })
+    /// A clause for every address that is none.
+    pub fn new(extractors: &[String], clusterer: &str, trainer: &str) -> Result<Self, Vec<String>> {
+        let mut mistakes = Vec::new();
+        let mut checked = |flag: &str, address: &str| {
+            endpoint(address).map_err(|why| mistakes.push(format!("--{flag} '{address}': {why}"))).ok()
+        };
+        let extractors: Vec<_> = extractors.iter().filter_map(|address| checked("extractors", address)).collect();
+        let (clusterer, trainer) = (checked("clusterer", clusterer), checked("trainer", trainer));
+        match (clusterer, trainer) {
+            (Some(clusterer), Some(trainer)) if mistakes.is_empty() => Ok(Self { extractors, clusterer, trainer }),
+            _ => Err(mistakes),
+        }
     }
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| format!("worker '{address}': {error}"))?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+    if endpoint.uri().port_u16().is_none() {
+        return Err("is not HOST:PORT".to_owned());
+    }
     Ok(endpoint
         .connect_timeout(Duration::from_secs(5))
         // Until an answer begins; once it has, [`Call::follow`] watches for silence.
@@ -202,6 +210,8 @@ pub struct Retry {
     pause: Duration,
     faulty: u32,
     broken: u32,
+    /// The last failure's message.
+    told: String,
 }
 
 impl Retry {
@@ -222,7 +232,11 @@ impl Retry {
             return Err(Status::internal(format!("{BROKEN_TRIES} times in a row, {}", status.message())));
         }
         warn!(code = ?status.code(), message = status.message(), "call failed, trying again");
-        (call.fault)(&status);
+        // A worker that stays away for days is one fault.
+        if status.code() != Code::Unavailable || self.told != status.message() {
+            (call.fault)(&status);
+        }
+        status.message().clone_into(&mut self.told);
         self.pause = (self.pause * 2).clamp(BACK_OFF.0, BACK_OFF.1);
         Ok(self.pause)
     }

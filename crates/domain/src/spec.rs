@@ -260,7 +260,7 @@ impl RunSpec {
                 self.weight_decay.is_finite() && self.weight_decay >= 0.0,
                 "weight decay must be a number that is not negative".to_owned(),
             ),
-            (self.pca >= 1, "pca must be at least 1".to_owned()),
+            (self.pca >= 1 && self.pca <= 65_536, "pca must lie between 1 and 65536".to_owned()),
             (positive_number(self.reassign) && self.reassign <= 100.0, "reassign must lie between 0 and 100".to_owned()),
             ((0.0..=1.0).contains(&self.max_skipped), "max-skipped must lie between 0 and 1".to_owned()),
             (self.keep_epochs >= 1, "keep-epochs must be at least 1".to_owned()),
