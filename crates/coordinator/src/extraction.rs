@@ -6,6 +6,7 @@ use futures_util::future::try_join_all;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Endpoint;
 
@@ -24,6 +25,8 @@ pub(crate) struct Extraction<'a> {
     call: Call<'a>,
     progress: ShardProgress<'a>,
     done: ShardDone<'a>,
+    /// Cancelled once every shard is done, so that nobody waits for an extractor that is away.
+    finished: CancellationToken,
 }
 
 struct Queue {
@@ -43,7 +46,7 @@ impl<'a> Extraction<'a> {
     /// Of these shards; `call` says how to stop and whom to tell of faults.
     pub(crate) fn new(requests: Vec<ExtractRequest>, call: Call<'a>, progress: ShardProgress<'a>, done: ShardDone<'a>) -> Self {
         let queue = Queue { waiting: requests.into(), under_way: 0 };
-        Self { queue: Mutex::new(queue), call, progress, done }
+        Self { queue: Mutex::new(queue), call, progress, done, finished: CancellationToken::new() }
     }
 
     /// Ends when every shard is done.
@@ -63,7 +66,10 @@ impl<'a> Extraction<'a> {
                     tokio::time::sleep(IDLE).await;
                     continue;
                 }
-                Take::Finished => return Ok(()),
+                Take::Finished => {
+                    self.finished.cancel();
+                    return Ok(());
+                }
             };
             let shard = request.shard;
             let progress = |progress| (self.progress)(shard, progress);
@@ -75,13 +81,16 @@ impl<'a> Extraction<'a> {
                     retry = Retry::default();
                 }
                 Err(status) => {
-                    let pause = retry.after(status, &self.call)?;
+                    let pause = retry.after(named(worker, status), &self.call)?;
                     {
                         let mut queue = self.lock();
                         queue.waiting.push_front(*request);
                         queue.under_way -= 1;
                     }
-                    self.call.sleep(pause).await?;
+                    tokio::select! {
+                        slept = self.call.sleep(pause) => slept?,
+                        () = self.finished.cancelled() => return Ok(()),
+                    }
                 }
             }
         }
@@ -101,5 +110,13 @@ impl<'a> Extraction<'a> {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of many extractors, a fault says which.
+fn named(worker: &Endpoint, status: Status) -> Status {
+    match worker.uri().authority() {
+        Some(address) => Status::new(status.code(), format!("{address}: {}", status.message())),
+        None => status,
     }
 }
