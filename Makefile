@@ -1,5 +1,5 @@
 # The few commands that people and CI need. Everything builds with one profile (release).
-.PHONY: setup build demo test test-memory test-crops
+.PHONY: setup build demo test chaos chaos-programs test-memory test-crops
 
 DEEPCLUSTER = target/release/deepcluster
 
@@ -16,10 +16,24 @@ demo: build
 	@echo "pictures in demo/images, the run in demo/volume"
 
 # Format, clippy, and every test. The system tests run the built programs, and read their files with Python.
-test: build .python/installed
+test: chaos-programs build .python/installed
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	PYTHONPATH=$(CURDIR)/.python cargo test --release --workspace --all-targets
+
+# The long version of what `test` does in short: every fail point, 100 kills, 10,000 requests a method and as many files.
+chaos: chaos-programs build .python/installed
+	CHAOS=all CASES=10000 PYTHONPATH=$(CURDIR)/.python cargo test --release --workspace --test system --test hostile -- \
+		--nocapture chaos requests read_or_refused
+
+# Services with points at which tests end them. They go elsewhere, and `build` puts those without in their place again.
+chaos-programs: setup
+	cargo build --release --workspace --bins --features $(FAILPOINTS)
+	mkdir -p target/chaos
+	cp target/release/deepcluster-* target/chaos/
+	rm -f target/chaos/*.d
+
+FAILPOINTS = deepcluster-coordinator/failpoints,deepcluster-extractor/failpoints,deepcluster-clusterer/failpoints,deepcluster-trainer/failpoints
 
 .python/installed: tests/requirements.txt
 	python3 -m pip install -q --upgrade --target .python -r tests/requirements.txt

@@ -67,7 +67,7 @@ fn volumes_that_cannot_be_written() {
     refused(pictures(), &file, &[], &[text(&file)]);
     refused(pictures(), Path::new("/proc/volume"), &[], &["/proc/volume"]);
     let owned = folder.path().join("owned");
-    let _lock = deepcluster_volume::lock::VolumeLock::take(&owned).unwrap();
+    let _lock = deepcluster_volume::lock::VolumeLock::take(&owned, std::time::Duration::from_secs(60)).unwrap();
     refused(pictures(), &owned, &[], &["already owned", &std::process::id().to_string()]);
 }
 
@@ -114,7 +114,7 @@ fn volumes_that_are_full_or_read_only() {
     let train = "\"$0\" \"$@\"; code=$?; find \"$5\" -name '*.tmp' >&2; exit $code";
     let train = train.replace("$0", text(&program("deepcluster"))).replace("$5", text(&volume));
     let flags = "--image-size 64 --k 10 --epochs 1 --batch 32 --device cpu";
-    for (options, word) in [("size=32m", "No space left"), ("size=1m,ro", "Read-only")] {
+    for (options, word) in [("size=32m", "are missing"), ("size=1m,ro", "Read-only")] {
         let mut command = mounted(options, &train);
         command.args(["train", text(pictures()), "--out", text(&volume)]).args(flags.split(' '));
         let output = command.output().unwrap();

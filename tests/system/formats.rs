@@ -15,7 +15,7 @@ const SIDE: u32 = 224;
 /// Centre crop of an image file, and Pillow's bytes stored beside it.
 fn compare(image: &Path, expected: &Path) -> (f64, f64) {
     let mut found = vec![0; (SIDE * SIDE * 3) as usize];
-    let decoded = decode(image).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
+    let decoded = decode(image, None).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
     Transformer::default().view(&decoded, View::Center, SIDE, &mut found).unwrap();
     let npy = fs::read(expected).unwrap();
     let expected = &npy[npy.len() - found.len()..];

@@ -5,10 +5,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod bad_input;
+mod chaos;
 mod damage;
 mod end_to_end;
 mod formats;
+mod hang;
+mod hostile;
+mod network;
 mod recovery;
+mod requests;
+mod room;
 mod services;
 mod stack;
 mod support;

@@ -2,19 +2,24 @@
 
 use crate::stack::{Stack, create, has_ended, is_phase, spec, watch_until};
 use crate::support::{
-    Followed, deepcluster, epochs_of, finished_run, processes, program, text, train_arguments, wait_until_deserted,
+    Followed, contents, deepcluster, finished_run, processes, program, text, train_arguments, wait_until_deserted,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 pub fn same_as_undisturbed(volume: &Path) {
-    let (expected, found) = (epochs_of(finished_run().volume.path()), epochs_of(volume));
-    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-    assert_eq!(names(&expected), names(&found));
-    for ((name, one), (_, other)) in expected.iter().zip(&found) {
-        assert!(one == other, "{name} differs");
+    let epochs_of = |volume: &Path| contents(&volume.join("runs/run-0001/epochs"));
+    assert_same(&epochs_of(finished_run().volume.path()), &epochs_of(volume));
+}
+
+/// Two runs have the same files with the same bytes.
+pub fn assert_same(expected: &BTreeMap<String, Vec<u8>>, found: &BTreeMap<String, Vec<u8>>) {
+    assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+    for (name, bytes) in expected {
+        assert!(found[name] == *bytes, "{name} differs");
     }
 }
 
@@ -78,14 +83,24 @@ fn a_killed_command_leaves_no_processes_and_the_same_command_goes_on() {
     same_as_undisturbed(volume.path());
 }
 
-/// Two extractors and other shards compute the same features, so everything after them is the same.
+/// Whoever computes a shard, its features are the same, and so is everything after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_extractors_give_the_same_bytes() {
+    let stack = Stack::with(3, &[]);
+    let mut runs = stack.runs();
+    let run = create(&mut runs, spec(2)).await;
+    watch_until(&mut runs, &run.run_id, has_ended).await;
+    same_as_undisturbed(stack.volume.path());
+}
+
+/// The command's own extractors share the cores: other thread counts, so other digits, but the same run.
 #[test]
-fn more_extractors_give_the_same_bytes() {
+fn the_command_starts_as_many_extractors_as_it_is_told() {
     let volume = tempfile::tempdir().unwrap();
     let mut arguments = train_arguments(volume.path());
     arguments.extend(["--extractors".to_owned(), "2".to_owned()]);
-    let (_, code) = Followed::start(&arguments).finish();
-    assert_eq!(code, Some(0));
-    let labels = |volume: &Path| std::fs::read(volume.join("runs/run-0001/epochs/0000/labels.npy")).unwrap();
-    assert_eq!(labels(volume.path()), labels(finished_run().volume.path()));
+    let mut train = Followed::start(&arguments);
+    train.wait_for_phase(1, "extract");
+    assert_eq!(processes("deepcluster-extractor", text(volume.path())).len(), 2);
+    assert_eq!(train.finish().1, Some(0));
 }

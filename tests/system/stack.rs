@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -17,28 +17,38 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 /// One service on a socket that stays open when it dies.
+#[derive(Debug)]
 pub struct Service {
-    kind: &'static str,
+    program: PathBuf,
     arguments: Vec<String>,
     listener: TcpListener,
     pub child: Child,
+    lives: usize,
 }
 
 impl Service {
-    pub fn start(kind: &'static str, volume: &Path, more: &[String]) -> Self {
+    pub fn start(kind: &str, volume: &Path, more: &[String]) -> Self {
+        let programs = program("deepcluster");
+        Self::start_from(programs.parent().unwrap(), kind, volume, more, &[])
+    }
+
+    /// The program of a folder, with variables in the environment of its first life.
+    pub fn start_from(programs: &Path, kind: &str, volume: &Path, more: &[String], environment: &[(String, String)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let images = pictures().parent().unwrap();
         let mut arguments = vec![format!("--volume={}", text(volume)), format!("--images={}", text(images))];
         arguments.push("--listen=stdin".to_owned());
         arguments.extend_from_slice(more);
-        let child = Self::spawn(kind, &arguments, &listener);
-        Self { kind, arguments, listener, child }
+        let program = programs.join(format!("deepcluster-{kind}"));
+        let child = Self::spawn(&program, &arguments, &listener, environment);
+        Self { program, arguments, listener, child, lives: 1 }
     }
 
-    fn spawn(kind: &str, arguments: &[String], listener: &TcpListener) -> Child {
+    fn spawn(program: &Path, arguments: &[String], listener: &TcpListener, environment: &[(String, String)]) -> Child {
         let socket = OwnedFd::from(listener.try_clone().unwrap());
-        let mut command = Command::new(program(&format!("deepcluster-{kind}")));
-        command.args(arguments).stdin(Stdio::from(socket)).stderr(Stdio::null()).spawn().unwrap()
+        let mut command = Command::new(program);
+        command.args(arguments).envs(environment.iter().cloned());
+        command.stdin(Stdio::from(socket)).stderr(Stdio::null()).spawn().unwrap()
     }
 
     pub fn address(&self) -> String {
@@ -49,13 +59,33 @@ impl Service {
         Endpoint::from_shared(format!("http://{}", self.address())).unwrap().connect_lazy()
     }
 
+    /// Of a coordinator.
+    pub fn runs(&self) -> RunsClient<Channel> {
+        RunsClient::new(self.channel())
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// Has its last life ended by itself?
+    pub fn has_died(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// How often it was started.
+    pub fn lives(&self) -> usize {
+        self.lives
+    }
+
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    pub fn restart_with(&mut self, environment: &[(String, String)]) {
         self.child.wait().unwrap();
-        self.child = Self::spawn(self.kind, &self.arguments, &self.listener);
+        self.child = Self::spawn(&self.program, &self.arguments, &self.listener, environment);
+        self.lives += 1;
     }
 }
 
@@ -66,28 +96,56 @@ impl Drop for Service {
     }
 }
 
-/// All four on a volume.
+/// All of them on a volume.
 pub struct Stack {
     pub volume: TempDir,
+    /// An extractor, the clusterer, the trainer; then further extractors.
     pub workers: Vec<Service>,
     pub coordinator: Service,
 }
 
+/// The workers on a volume.
+pub struct Workers {
+    pub volume: TempDir,
+    /// As in [`Stack`].
+    pub workers: Vec<Service>,
+}
+
 impl Stack {
     pub fn start() -> Self {
-        let volume = tempfile::tempdir().unwrap();
-        let workers: Vec<_> =
-            ["extractor", "clusterer", "trainer"].map(|kind| Service::start(kind, volume.path(), &[])).into_iter().collect();
-        let flags = ["extractors", "clusterer", "trainer"];
-        let more = flags.iter().zip(&workers).map(|(flag, worker)| format!("--{flag}={}", worker.address()));
-        let more: Vec<String> = more.collect();
-        let coordinator = Service::start("coordinator", volume.path(), &more);
+        Self::with(1, &[])
+    }
+
+    /// Every extractor computes with all cores, so that what they compute does not depend on their number.
+    pub fn with(n_extractors: usize, coordinator_flags: &[&str]) -> Self {
+        let Workers { volume, workers } = Self::workers_only(n_extractors);
+        let mut flags = worker_flags(&workers);
+        flags.extend(coordinator_flags.iter().map(|flag| (*flag).to_owned()));
+        let coordinator = Service::start("coordinator", volume.path(), &flags);
         Self { volume, workers, coordinator }
     }
 
-    pub fn runs(&self) -> RunsClient<Channel> {
-        RunsClient::new(self.coordinator.channel())
+    pub fn workers_only(n_extractors: usize) -> Workers {
+        let volume = tempfile::tempdir().unwrap();
+        let further = std::iter::repeat_n("extractor", n_extractors - 1);
+        let kinds = ["extractor", "clusterer", "trainer"].into_iter().chain(further);
+        let workers = kinds.map(|kind| Service::start(kind, volume.path(), &[])).collect();
+        Workers { volume, workers }
     }
+
+    /// What a coordinator must be told of the workers.
+    pub fn worker_flags(&self) -> Vec<String> {
+        worker_flags(&self.workers)
+    }
+
+    pub fn runs(&self) -> RunsClient<Channel> {
+        self.coordinator.runs()
+    }
+}
+
+fn worker_flags(workers: &[Service]) -> Vec<String> {
+    let flags = ["extractors", "clusterer", "trainer"].into_iter().chain(std::iter::repeat("extractors"));
+    flags.zip(workers).map(|(flag, worker)| format!("--{flag}={}", worker.address())).collect()
 }
 
 /// The spec of [`crate::support::train_arguments`].

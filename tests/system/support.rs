@@ -1,6 +1,7 @@
 //! Running the programs on temporary folders.
 
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -127,26 +128,26 @@ pub fn wait_until_deserted(volume: &Path) {
     panic!("services are left on {}: {:?}", volume.display(), processes("deepcluster-", text(volume)));
 }
 
-/// Names and bytes of everything that a finished run's epochs hold, without times.
-pub fn epochs_of(volume: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut files = Vec::new();
-    for epoch in ["0000", "0001"] {
-        let folder = volume.join("runs/run-0001/epochs").join(epoch);
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = format!("{epoch}/{}", path.file_name().unwrap().to_str().unwrap());
-            let mut bytes = std::fs::read(&path).unwrap();
-            if name.ends_with("epoch.json") {
-                let mut manifest: Value = serde_json::from_slice(&bytes).unwrap();
-                for seconds in ["extract_s", "cluster_s", "train_s"] {
-                    manifest["scores"][seconds] = Value::Null;
-                }
-                bytes = manifest.to_string().into_bytes();
-            }
-            files.push((name, bytes));
+/// Names and bytes of everything below a run's folder of epochs, without times.
+pub fn contents(epochs: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(epochs).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            files.extend(contents(&path).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
+            continue;
         }
+        let mut bytes = std::fs::read(&path).unwrap();
+        if name == "epoch.json" {
+            let mut manifest: Value = serde_json::from_slice(&bytes).unwrap();
+            for seconds in ["extract_s", "cluster_s", "train_s"] {
+                manifest["scores"][seconds] = Value::Null;
+            }
+            bytes = manifest.to_string().into_bytes();
+        }
+        files.insert(name, bytes);
     }
-    files.sort();
     files
 }
 

@@ -21,6 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the answer to a question that needs no work may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// What to make of a run that is paused because the volume is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// Nobody else will let it go on.
+    Ends,
+    /// Somebody may make room and let it go on.
+    Waits,
+}
+
 /// A connection to a coordinator.
 #[derive(Clone)]
 pub struct Client {
@@ -124,17 +133,17 @@ impl Client {
         Ok(answer.map_err(|status| self.failure(&status))?.into_inner().assignments)
     }
 
-    /// Follows a run from an event on until it has ended, also across restarts of the coordinator. Progress is shown;
-    /// a run that failed is a failure.
+    /// Follows a run until it has ended, also across restarts of the coordinator. Progress is shown; a run that failed is
+    /// a failure, and so is one that is out of room, unless that is waited for.
     ///
     /// # Errors
-    /// When the run failed, or the coordinator does not know it.
-    pub async fn follow(&mut self, run_id: &str, from_event: u64, show: &mut Show) -> Result<(), Failure> {
-        let mut next = from_event;
+    /// When the run failed or is out of room, or the coordinator does not know it.
+    pub async fn follow(&mut self, run_id: &str, no_room: NoRoom, show: &mut Show) -> Result<(), Failure> {
+        let mut next = 0;
         let mut told = false;
         loop {
             let before = next;
-            match self.follow_once(run_id, &mut next, show).await {
+            match self.follow_once(run_id, no_room, &mut next, show).await {
                 Ok(Some(outcome)) => return outcome,
                 Ok(None) => {}
                 Err(status) if !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {
@@ -156,6 +165,7 @@ impl Client {
     async fn follow_once(
         &mut self,
         run_id: &str,
+        no_room: NoRoom,
         next: &mut u64,
         show: &mut Show,
     ) -> Result<Option<Result<(), Failure>>, Status> {
@@ -171,6 +181,12 @@ impl Client {
                     }
                     if event.kind == "run" {
                         outcome = ending(&event.json);
+                        if no_room == NoRoom::Ends
+                            && is_out_of_room(&event.json)
+                            && let Some(failure) = self.still_paused(run_id).await
+                        {
+                            return Ok(Some(Err(failure)));
+                        }
                     }
                 }
                 Some(watch_run_response::Update::Progress(progress)) => show.progress(&progress),
@@ -178,6 +194,12 @@ impl Client {
             }
         }
         Ok(outcome)
+    }
+
+    /// Why a run is paused now. An event may be old, and the run may have gone on since.
+    async fn still_paused(&mut self, run_id: &str) -> Option<Failure> {
+        let run = self.find(Some(run_id)).await.ok()?;
+        (run.state() == RunState::Paused).then(|| Failure::usage(run.message))
     }
 
     fn failure(&self, status: &Status) -> Failure {
@@ -218,6 +240,10 @@ fn ending(json: &str) -> Option<Result<(), Failure>> {
         "failed" => Some(Err(Failure::other(message))),
         _ => None,
     }
+}
+
+fn is_out_of_room(json: &str) -> bool {
+    serde_json::from_str::<Value>(json).is_ok_and(|event| event["reason"] == "no-room")
 }
 
 /// A run as one JSON object.

@@ -3,7 +3,8 @@
 //! 1. A listening socket is opened here for every service and handed over as its standard input. It stays open when the
 //!    service dies, so a restarted one answers at the same address, and callers merely wait.
 //! 2. A service that dies is started again, after a pause that grows while it keeps dying.
-//! 3. Children get SIGTERM when we stop, and from the kernel when we are killed (`--die-with-parent`). They have a process
+//! 3. A service that hangs, and does not even say whether it is well any more, is killed, and so started again.
+//! 4. Children get SIGTERM when we stop, and from the kernel when we are killed (`--die-with-parent`). They have a process
 //!    group of their own, so that Ctrl-C in a terminal reaches us alone.
 
 use crate::failure::Failure;
@@ -12,12 +13,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tonic::transport::Endpoint;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 /// How long a service may take to stop before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -27,6 +32,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often in a row a service may end by itself, soon after its start, before that is taken for good.
 const FAILED_STARTS: u32 = 5;
+
+/// How often a service is asked whether it is well, and how long it may take to say so.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// So many questions without an answer in a row make a service that hangs. Questions, not seconds: this process may have
+/// been stopped itself.
+const UNANSWERED: u32 = 4;
 
 /// How lines in a service's log begin that are not its own.
 const NOTE: &str = "deepcluster: ";
@@ -51,6 +63,8 @@ struct Service {
     started: Instant,
     pause: Duration,
     failed_starts: u32,
+    /// Questions in a row that it has not answered.
+    unanswered: Arc<AtomicU32>,
 }
 
 impl Stack {
@@ -84,6 +98,7 @@ impl Stack {
         let mut stack = Self { services, server: format!("http://{}", server.unwrap_or_default()) };
         for service in &mut stack.services {
             service.start()?;
+            tokio::spawn(ask(service.listener.local_addr().ok(), Arc::clone(&service.unanswered)));
         }
         Ok(stack)
     }
@@ -121,6 +136,20 @@ impl Stack {
     }
 }
 
+/// Asks a service again and again whether it is well, and counts the questions that it leaves unanswered.
+async fn ask(address: Option<SocketAddr>, unanswered: Arc<AtomicU32>) {
+    let endpoint = address.and_then(|address| Endpoint::from_shared(format!("http://{address}")).ok());
+    let Some(endpoint) = endpoint else { return };
+    let mut health = HealthClient::new(endpoint.connect_timeout(ASK_EVERY).timeout(ASK_EVERY).connect_lazy());
+    loop {
+        tokio::time::sleep(ASK_EVERY).await;
+        match health.check(HealthCheckRequest::default()).await {
+            Ok(_) => unanswered.store(0, Ordering::Relaxed),
+            Err(_) => drop(unanswered.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+}
+
 impl Service {
     fn new(name: &str, kind: &str, threads: usize, volume: &Path, more: Vec<String>) -> Result<Self, Failure> {
         let here = std::env::current_exe().map_err(|error| Failure::other(error.to_string()))?;
@@ -152,6 +181,7 @@ impl Service {
             started: Instant::now(),
             pause: Duration::ZERO,
             failed_starts: 0,
+            unanswered: Arc::default(),
         })
     }
 
@@ -175,13 +205,21 @@ impl Service {
             .map_err(failed)?;
         self.child = Some(child);
         self.started = Instant::now();
+        self.unanswered.store(0, Ordering::Relaxed);
         Ok(())
     }
 
     /// Starts the service again when it has died and its pause is over.
     fn revive(&mut self) -> Result<(), Failure> {
         if let Some(child) = self.child.as_mut() {
-            let Ok(Some(status)) = child.try_wait() else { return Ok(()) };
+            let Ok(Some(status)) = child.try_wait() else {
+                if self.unanswered.load(Ordering::Relaxed) >= UNANSWERED {
+                    let _ = child.kill();
+                    self.unanswered.store(0, Ordering::Relaxed);
+                    self.note(&format!("{} did not answer any more and was killed", self.name));
+                }
+                return Ok(());
+            };
             self.child = None;
             self.note(&format!("{} ended: {status}", self.name));
             // 2 is a service's word for: not like this, and trying again is no use.

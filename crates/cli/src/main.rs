@@ -10,10 +10,11 @@ mod local;
 mod show;
 mod spec_args;
 mod train;
+mod verify;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use client::{Client, run_json, state_name};
+use client::{Client, NoRoom, run_json, state_name};
 use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
 use failure::{Failure, say};
@@ -112,6 +113,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
         /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every file of a volume, or of one run, against what its records promise
+    Verify {
+        /// The volume
+        volume: PathBuf,
+        /// Which run; all unless one is named
+        run: Option<String>,
+        /// Drop what cannot be trusted; `resume` makes it anew
+        #[arg(long)]
+        repair: bool,
+        /// One JSON object a line
         #[arg(long)]
         json: bool,
     },
@@ -215,7 +229,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Watch(Named { run, server }) => {
             let mut client = Client::connect(&server.server).await?;
             let run = client.find(run.as_deref()).await?;
-            client.follow(&run.run_id, 0, &mut Show::new(server.json)).await
+            client.follow(&run.run_id, NoRoom::Waits, &mut Show::new(server.json)).await
         }
         Command::Pause(named) => change(named, async |client, run| client.pause(run.run_id).await).await,
         Command::Unpause(named) => change(named, async |client, run| client.resume(run.run_id).await).await,
@@ -223,6 +237,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Labels { run_dir, json } => local::labels(&run_dir, json),
         Command::Assign { run_dir, images, json } => assign::assign(&run_dir, &images, json).await,
         Command::Export { run_dir, to, json } => local::export(&run_dir, &to, json),
+        Command::Verify { volume, run, repair, json } => verify::verify(&volume, run.as_deref(), repair, json),
         Command::DemoImages { dir, count, size, seed, json } => {
             let n = DemoImages { count, size, seed }.write(&dir).map_err(|error| Failure::usage(error.to_string()))?;
             if json {

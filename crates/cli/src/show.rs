@@ -70,7 +70,14 @@ impl Show {
             "run" if value.get("k").is_some() => {
                 format!("{} images, {} unreadable; k = {}", value["images"], value["skipped"], value["k"])
             }
-            "run" => format!("run {}", value["state"].as_str().unwrap_or_default()),
+            "run" if text(&value, "state") == "paused" && !text(&value, "message").is_empty() => {
+                format!("run paused: {}", text(&value, "message"))
+            }
+            "run" => format!("run {}", text(&value, "state")),
+            "warning" => format!("warning: {}; {}", text(&value, "message"), text(&value, "remedy")),
+            "images" if value.get("unread_in_training").is_some() => {
+                format!("{} images could not be read in training, as {}", value["unread_in_training"], text(&value, "example"))
+            }
             "images" => format!("{} images cannot be read; images.csv says why", value["skipped_in_all"]),
             "fault" => format!("{}: {}; trying again", text(&value, "worker"), text(&value, "message")),
             _ => return Ok(()),

@@ -1,6 +1,6 @@
 //! The flags that describe a run.
 
-use deepcluster_domain::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec};
+use deepcluster_domain::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery};
 
 /// What a run shall do. Defaults are the recipe's.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,6 +56,9 @@ pub struct SpecArgs {
     /// Images that an extractor takes at a time
     #[arg(long, default_value_t = 4096, value_name = "N")]
     shard_images: u32,
+    /// How often training saves itself inside an epoch: a duration like 90s, 5m or 1h, or a number of steps
+    #[arg(long, default_value = "5m", value_name = "EVERY")]
+    checkpoint_every: SaveEvery,
 }
 
 impl SpecArgs {
@@ -80,6 +83,7 @@ impl SpecArgs {
             max_skipped: self.max_skipped,
             keep_epochs: self.keep_epochs,
             shard_images: self.shard_images,
+            checkpoint_every: self.checkpoint_every,
         }
     }
 }

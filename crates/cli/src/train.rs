@@ -1,6 +1,6 @@
 //! `train` and `resume`: a run on the services of this machine.
 
-use crate::client::Client;
+use crate::client::{Client, NoRoom};
 use crate::embedded::Stack;
 use crate::failure::{Failure, say};
 use crate::show::Show;
@@ -117,7 +117,7 @@ async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Pa
         say(format!("{} in {}", run.run_id, folder.display()))?;
     }
     let mut show = Show::new(json);
-    client.follow(&run.run_id, 0, &mut show).await?;
+    client.follow(&run.run_id, NoRoom::Ends, &mut show).await?;
     if let Some(summary) = show.summary() {
         say(format!("{summary}\nfinished: {}", folder.display()))?;
     }

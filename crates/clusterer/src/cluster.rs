@@ -3,6 +3,7 @@
 use deepcluster_clustering::{ClusteringError, Features, Whitening, kmeans};
 use deepcluster_domain::{EpochId, Seeds};
 use deepcluster_proto::FieldError;
+use deepcluster_proto::v1::cluster_saved::File as Saved;
 use deepcluster_proto::v1::{AssignRequest, AssignResult, ClusterRequest, ClusterResult, File, Progress};
 use deepcluster_service::JobContext;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
@@ -16,16 +17,19 @@ use tracing::info;
 /// Label of an image that takes no part.
 const SKIPPED: i32 = -1;
 
-/// Clusters the features of an epoch and publishes what came out.
-pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobContext) -> Result<ClusterResult, Status> {
+/// Clusters the features of an epoch and publishes what came out, phase by phase.
+pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobContext<Saved>) -> Result<ClusterResult, Status> {
     requests::run_and_epoch(&request.run_id, request.epoch)?;
-    let output = requests::output(volume, &request.output)?;
+    let output = Output { volume, folder: requests::output(volume, &request.output)? };
     for (field, value, most) in
         [("k", request.k, 10_000_000), ("pca", request.pca, 65_536), ("iterations", request.iterations, 10_000)]
     {
         if !(1..=most).contains(&value) {
             return Err(FieldError::new(field, format!("must lie between 1 and {most}")).into());
         }
+    }
+    if request.centroids.is_some() && request.whiten.is_none() {
+        return Err(FieldError::new("whiten", "is missing, and the centroids are of no use without it").into());
     }
     let list = requests::verified(volume, "images", request.images.as_ref())?;
     let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
@@ -34,38 +38,48 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
     let failed = |error| status(error, &entries);
     let mut tell = teller(context);
 
-    let whitening = Whitening::fit(&features, request.pca as usize, seeds, &mut tell).map_err(failed)?;
-    let points = whitening.apply(&features, &mut tell).map_err(failed)?;
+    let (whitening, whiten) = match &request.whiten {
+        Some(file) => {
+            let path = requests::verified(volume, "whiten", Some(file))?;
+            (Whitening::read(&path).map_err(failed)?, file.clone())
+        }
+        None => {
+            let whitening = Whitening::fit(&features, request.pca as usize, seeds, &mut tell).map_err(failed)?;
+            let file = output.publish("whiten.safetensors", |path| whitening.publish(path).map_err(failed))?;
+            context.saved(Saved::Whiten(file.clone()))?;
+            (whitening, file)
+        }
+    };
     let dims = whitening.dims();
-    let clusters =
-        kmeans::kmeans(&points, dims, request.k, request.iterations, kmeans::seed(seeds), &mut tell).map_err(failed)?;
+    let points = whitening.apply(&features, &mut tell).map_err(failed)?;
+    let (centroids, at_centroids) = match &request.centroids {
+        Some(file) => (read_centroids(volume, file, request.k, dims)?, file.clone()),
+        None => {
+            let seed = kmeans::seed(seeds);
+            let centroids = kmeans::kmeans(&points, dims, request.k, request.iterations, seed, &mut tell).map_err(failed)?;
+            let shape = [request.k as usize, dims];
+            let publish = |path: &Path| npy::publish_f32(path, &shape, &centroids).map_err(|error| volume_status(&error));
+            let file = output.publish("centroids.npy", publish)?;
+            context.saved(Saved::Centroids(file.clone()))?;
+            (centroids, file)
+        }
+    };
+    let assigned = kmeans::assign(&points, &centroids, dims, &mut tell).map_err(failed)?;
     tell("write", 0, 0).map_err(failed)?;
-    let objective = clusters.objective();
+    let objective = assigned.objective();
     let mut labels = vec![SKIPPED; features.n_rows()];
     let mut distances = vec![f32::NAN; features.n_rows()];
-    for (row, (label, distance)) in features.kept_rows().zip(clusters.labels.iter().zip(&clusters.distances)) {
+    for (row, (label, distance)) in features.kept_rows().zip(assigned.labels.iter().zip(&assigned.distances)) {
         labels[row] = *label;
         distances[row] = *distance;
     }
-    let record = |path: PathBuf, digest: Digest| volume.record(&path, digest).map(|record| file_to_wire(&record));
-    let publish = || -> Result<[File; 3], VolumeError> {
-        let [at_labels, at_distances, at_centroids] =
-            ["labels.npy", "distances.npy", "centroids.npy"].map(|name| output.join(name));
-        let labels = npy::publish_i32(&at_labels, &labels)?;
-        let distances = npy::publish_f32(&at_distances, &[distances.len()], &distances)?;
-        let centroids = npy::publish_f32(&at_centroids, &[request.k as usize, dims], &clusters.centroids)?;
-        Ok([record(at_labels, labels)?, record(at_distances, distances)?, record(at_centroids, centroids)?])
-    };
-    let [labels, distances, centroids] = publish().map_err(|error| volume_status(&error))?;
-    let at_whiten = output.join("whiten.safetensors");
-    let whiten = whitening.publish(&at_whiten).map_err(failed)?;
-    let whiten = record(at_whiten, whiten).map_err(|error| volume_status(&error))?;
+    let [labels, distances] = output.labels_and_distances(&labels, &distances)?;
     info!(epoch = request.epoch, images = features.n_kept(), dims, objective, "clustering finished");
     Ok(ClusterResult {
         labels: Some(labels),
         distances: Some(distances),
         whiten: Some(whiten),
-        centroids: Some(centroids),
+        centroids: Some(at_centroids),
         objective,
         dims: dims as u32,
     })
@@ -73,7 +87,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
 
 /// Assigns features to stored clusters and publishes what came out.
 pub(crate) fn assign(volume: &Volume, request: &AssignRequest, context: &JobContext) -> Result<AssignResult, Status> {
-    let output = requests::output(volume, &request.output)?;
+    let output = Output { volume, folder: requests::output(volume, &request.output)? };
     let whiten = requests::verified(volume, "whiten", request.whiten.as_ref())?;
     let centroids = requests::verified(volume, "centroids", request.centroids.as_ref())?;
     let features = open(volume, &request.features, None)?;
@@ -81,20 +95,45 @@ pub(crate) fn assign(volume: &Volume, request: &AssignRequest, context: &JobCont
     let failed = |error| status(error, &[]);
     let whitening = Whitening::read(&whiten).map_err(failed)?;
     let (shape, centroids) = npy::read_f32(&centroids).map_err(|error| volume_status(&error))?;
-    if shape.get(1) != Some(&whitening.dims()) {
+    if shape.len() != 2 || shape[0] == 0 || shape[1] != whitening.dims() {
         return Err(FieldError::new("centroids", "do not fit the whitening").into());
     }
     let points = whitening.apply(&features, &mut tell).map_err(failed)?;
-    let (labels, distances) = kmeans::assign(&points, &centroids, whitening.dims(), &mut tell).map_err(failed)?;
-    let publish = |name: &str, write: &dyn Fn(&Path) -> Result<Digest, VolumeError>| {
-        let path = output.join(name);
-        let digest = write(&path)?;
-        volume.record(&path, digest).map(|record| file_to_wire(&record))
-    };
-    let labels = publish("labels.npy", &|path| npy::publish_i32(path, &labels)).map_err(|error| volume_status(&error))?;
-    let distances = publish("distances.npy", &|path| npy::publish_f32(path, &[distances.len()], &distances))
-        .map_err(|error| volume_status(&error))?;
+    let assigned = kmeans::assign(&points, &centroids, whitening.dims(), &mut tell).map_err(failed)?;
+    let [labels, distances] = output.labels_and_distances(&assigned.labels, &assigned.distances)?;
     Ok(AssignResult { labels: Some(labels), distances: Some(distances) })
+}
+
+/// The folder of the results.
+struct Output<'a> {
+    volume: &'a Volume,
+    folder: PathBuf,
+}
+
+impl Output<'_> {
+    fn publish(&self, name: &str, write: impl FnOnce(&Path) -> Result<Digest, Status>) -> Result<File, Status> {
+        let path = self.folder.join(name);
+        let digest = write(&path)?;
+        self.volume.record(&path, digest).map(|record| file_to_wire(&record)).map_err(|error| volume_status(&error))
+    }
+
+    fn labels_and_distances(&self, labels: &[i32], distances: &[f32]) -> Result<[File; 2], Status> {
+        let failed = |error: VolumeError| volume_status(&error);
+        Ok([
+            self.publish("labels.npy", |path| npy::publish_i32(path, labels).map_err(failed))?,
+            self.publish("distances.npy", |path| npy::publish_f32(path, &[distances.len()], distances).map_err(failed))?,
+        ])
+    }
+}
+
+/// Centroids that an earlier call saved.
+fn read_centroids(volume: &Volume, file: &File, k: u32, dims: usize) -> Result<Vec<f32>, Status> {
+    let path = requests::verified(volume, "centroids", Some(file))?;
+    let (shape, centroids) = npy::read_f32(&path).map_err(|error| volume_status(&error))?;
+    if shape != [k as usize, dims] {
+        return Err(FieldError::new("centroids", format!("are of shape {shape:?}, not [{k}, {dims}]")).into());
+    }
+    Ok(centroids)
 }
 
 fn open(volume: &Volume, files: &[File], kept: Option<Vec<bool>>) -> Result<Features, Status> {
@@ -102,7 +141,7 @@ fn open(volume: &Volume, files: &[File], kept: Option<Vec<bool>>) -> Result<Feat
     Features::open(&paths, kept).map_err(|error| status(error, &[]))
 }
 
-fn teller(context: &JobContext) -> impl FnMut(&str, u64, u64) -> Result<(), ClusteringError> + '_ {
+fn teller<S>(context: &JobContext<S>) -> impl FnMut(&str, u64, u64) -> Result<(), ClusteringError> + '_ {
     |phase, done, total| {
         let progress = Progress { phase: phase.to_owned(), done, total, loss: 0.0 };
         context.progress(progress).map_err(|_| ClusteringError::Cancelled)

@@ -1,7 +1,8 @@
 //! The clusterer: features of all shards in, pseudo-labels out.
 //!
 //! ```text
-//! Cluster ─► verify inputs ─► whiten (blocks) ─► k-means (faiss) ─► labels, distances, whiten, centroids ─► result
+//! Cluster ─► verify inputs ─► whiten (blocks) ─► k-means (faiss) ─► nearest centroid ─► labels, distances ─► result
+//!                                  └── saved          └── saved, to go on from
 //! Assign  ─► verify inputs ─► apply a stored whitening ─► nearest centroid ─► labels, distances ─► result
 //! ```
 #![forbid(unsafe_code)]
@@ -9,7 +10,9 @@
 mod cluster;
 
 use deepcluster_proto::v1::clusterer_server::{Clusterer as ClustererRpc, ClustererServer};
-use deepcluster_proto::v1::{AssignRequest, AssignResponse, ClusterRequest, ClusterResponse, assign_response, cluster_response};
+use deepcluster_proto::v1::{
+    AssignRequest, AssignResponse, ClusterRequest, ClusterResponse, ClusterSaved, assign_response, cluster_response,
+};
 use deepcluster_service::jobs::Updates;
 use deepcluster_service::{Config, Jobs, Service, Update};
 use deepcluster_volume::Volume;
@@ -63,6 +66,7 @@ impl ClustererRpc for Rpc {
         let wrap = |update| {
             let update = match update {
                 Update::Progress(progress) => cluster_response::Update::Progress(progress),
+                Update::Saved(file) => cluster_response::Update::Saved(ClusterSaved { file: Some(file) }),
                 Update::Done(result) => cluster_response::Update::Result(result),
             };
             ClusterResponse { update: Some(update) }
@@ -73,8 +77,9 @@ impl ClustererRpc for Rpc {
     async fn assign(&self, request: Request<AssignRequest>) -> Result<Response<Self::AssignStream>, Status> {
         let request = request.into_inner();
         let volume = self.volume.clone();
-        let wrap = |update| {
+        let wrap = |update: Update<_>| {
             let update = match update {
+                Update::Saved(never) => match never {},
                 Update::Progress(progress) => assign_response::Update::Progress(progress),
                 Update::Done(result) => assign_response::Update::Result(result),
             };

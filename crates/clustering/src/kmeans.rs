@@ -9,18 +9,16 @@ use faiss::index::flat::FlatIndexImpl;
 /// Points that are looked up at a time.
 const BLOCK: usize = 65_536;
 
-/// The result of k-means.
+/// Points and their nearest centroids.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Clusters {
-    /// `[k, dims]`.
-    pub centroids: Vec<f32>,
+pub struct Assigned {
     /// Nearest centroid of each point.
     pub labels: Vec<i32>,
     /// Squared distance to it.
     pub distances: Vec<f32>,
 }
 
-impl Clusters {
+impl Assigned {
     /// The sum of the squared distances.
     pub fn objective(&self) -> f64 {
         self.distances.iter().map(|distance| f64::from(*distance)).sum()
@@ -32,7 +30,8 @@ pub fn seed(seeds: Seeds) -> u32 {
     (seeds.number(Purpose::KMeans, 0) & 0x7FFF_FFFF) as u32
 }
 
-/// Clusters `points`, `[N, dims]`: Euclidean, every point used, faiss's rule for empty clusters, faiss's start for `seed`.
+/// Centroids `[k, dims]` of `points`, `[N, dims]`: Euclidean, every point used, faiss's rule for empty clusters, faiss's
+/// start for `seed`.
 ///
 /// # Errors
 /// When faiss refuses, or `progress` says so.
@@ -43,7 +42,7 @@ pub fn kmeans(
     iterations: u32,
     seed: u32,
     progress: &mut Progress<'_>,
-) -> Result<Clusters, ClusteringError> {
+) -> Result<Vec<f32>, ClusteringError> {
     let n = points.len() / dims;
     if (k as usize) > n {
         return Err(ClusteringError::Unusable(format!("k = {k} is larger than the {n} readable images")));
@@ -59,21 +58,14 @@ pub fn kmeans(
     let mut index = FlatIndexImpl::new_l2(dims as u32)?;
     clustering.train(points, &mut index)?;
     progress("k-means", u64::from(iterations), u64::from(iterations))?;
-    let centroids = clustering.centroids()?.concat();
-    let (labels, distances) = assign(points, &centroids, dims, progress)?;
-    Ok(Clusters { centroids, labels, distances })
+    Ok(clustering.centroids()?.concat())
 }
 
 /// The nearest centroid of each point, and the squared distance to it.
 ///
 /// # Errors
 /// When faiss refuses, or `progress` says so.
-pub fn assign(
-    points: &[f32],
-    centroids: &[f32],
-    dims: usize,
-    progress: &mut Progress<'_>,
-) -> Result<(Vec<i32>, Vec<f32>), ClusteringError> {
+pub fn assign(points: &[f32], centroids: &[f32], dims: usize, progress: &mut Progress<'_>) -> Result<Assigned, ClusteringError> {
     let mut index = FlatIndexImpl::new_l2(dims as u32)?;
     index.add(centroids)?;
     let n = points.len() / dims;
@@ -88,5 +80,5 @@ pub fn assign(
         distances.extend(found.distances.iter().map(|distance| distance.max(0.0)));
         progress("assign", labels.len() as u64, n as u64)?;
     }
-    Ok((labels, distances))
+    Ok(Assigned { labels, distances })
 }

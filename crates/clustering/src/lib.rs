@@ -16,7 +16,7 @@ pub mod whitening;
 
 pub use error::ClusteringError;
 pub use features::Features;
-pub use kmeans::Clusters;
+pub use kmeans::Assigned;
 pub use whitening::Whitening;
 
 /// Told how far the work has come: phase, done, total. Returning an error stops it.

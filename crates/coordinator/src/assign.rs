@@ -4,11 +4,11 @@
 //! the same workers and over the same kinds of files as an epoch. Its folder is gone afterwards. The network is the one
 //! whose features that epoch clustered, not the one that it trained on the outcome: an image of the run gets its own label.
 
-use crate::extraction::Extraction;
+use crate::extraction::{Extraction, Shards};
 use crate::run::Run;
 use crate::runs::Runs;
-use crate::workers::{Call, Workers};
-use deepcluster_domain::{EpochId, RunId};
+use crate::workers::Workers;
+use deepcluster_domain::{EpochId, RunId, ShardId};
 use deepcluster_images::find::describe;
 use deepcluster_proto::v1::{self, AssignImagesRequest, AssignImagesResponse, Assigned, Assignment, assignment::Outcome};
 use deepcluster_proto::{FieldError, network_of};
@@ -29,7 +29,6 @@ use tonic::Status;
 /// Answers one request; `stop` is cancelled when nobody waits for the answer any more.
 pub(crate) async fn assign_images(
     runs: &Runs,
-    workers: &Workers,
     request: AssignImagesRequest,
     stop: &CancellationToken,
 ) -> Result<AssignImagesResponse, Status> {
@@ -39,7 +38,8 @@ pub(crate) async fn assign_images(
     };
     let manifest: EpochManifest = read_record(&run.folder.epoch(epoch).epoch_json()).map_err(|error| volume_status(&error))?;
     let images = describe_all(&runs.images, &request.paths)?;
-    let folder = Scratch::create(&runs.volume, &run.id)?;
+    let (volume, workers) = (&runs.workshop.volume, &runs.workshop.workers);
+    let folder = Scratch::create(volume, &run.id)?;
     let network = match epoch.previous() {
         None => None,
         Some(before) => {
@@ -49,7 +49,7 @@ pub(crate) async fn assign_images(
         }
     };
     let network = network_of(&run.spec, network.as_ref().map(file_to_wire));
-    let assignment = OneAssignment { volume: &runs.volume, workers, run: &run, manifest, network, images, folder };
+    let assignment = OneAssignment { volume, workers, run: &run, manifest, network, images, folder };
     let assignments = assignment.run(stop).await?;
     Ok(AssignImagesResponse { assignments, epoch: epoch.0 })
 }
@@ -79,13 +79,18 @@ struct OneAssignment<'a> {
 
 impl OneAssignment<'_> {
     async fn run(self, stop: &CancellationToken) -> Result<Vec<Assignment>, Status> {
-        let call = Call { stop, progress: &|_| {}, fault: &|_| {} };
+        let call = self.workers.call(stop, &|_| {}, &|_| {});
         let extracted = Mutex::new(BTreeMap::new());
-        let done = |shard: u32, result: v1::ExtractResult| {
+        let done = |shard: ShardId, result: v1::ExtractResult| {
             extracted.lock().unwrap_or_else(PoisonError::into_inner).insert(shard, result);
             Ok(())
         };
-        Extraction::new(self.extract_requests()?, call, &|_, _| {}, &done).run(self.workers).await?;
+        let requests = self.extract_requests()?;
+        let request = |shard: ShardId| {
+            requests.get(shard.0 as usize).cloned().ok_or_else(|| Status::internal(format!("there is no shard {shard}")))
+        };
+        let shards = Shards { request: &request, progress: &|_, _| {}, done: &done };
+        Extraction::new((0..requests.len() as u32).map(ShardId), call, shards).run(self.workers).await?;
         let extracted = extracted.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut reasons: Vec<Option<String>> = self.images.iter().map(|image| image.skipped.clone()).collect();
         for image in extracted.values().flat_map(|result| &result.skipped) {

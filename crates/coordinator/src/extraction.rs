@@ -1,6 +1,8 @@
 //! Shards over extractors: whoever is free takes the next one, and what an extractor cannot do goes to another.
 
-use crate::workers::{Call, Retry, Workers};
+use crate::retry::Retry;
+use crate::workers::{Call, Workers};
+use deepcluster_domain::ShardId;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, Progress};
 use futures_util::future::try_join_all;
 use std::collections::VecDeque;
@@ -13,30 +15,39 @@ use tonic::transport::Endpoint;
 /// How often an idle extractor looks whether a shard has come back.
 const IDLE: Duration = Duration::from_millis(50);
 
+/// Makes the request of a try at a shard.
+pub(crate) type ShardRequest<'a> = &'a (dyn Fn(ShardId) -> Result<ExtractRequest, Status> + Sync);
+
 /// Told how far a shard (first argument) has come.
-pub(crate) type ShardProgress<'a> = &'a (dyn Fn(u32, Progress) + Sync);
+pub(crate) type ShardProgress<'a> = &'a (dyn Fn(ShardId, Progress) + Sync);
 
 /// Told what came out of a shard.
-pub(crate) type ShardDone<'a> = &'a (dyn Fn(u32, ExtractResult) -> Result<(), Status> + Sync);
+pub(crate) type ShardDone<'a> = &'a (dyn Fn(ShardId, ExtractResult) -> Result<(), Status> + Sync);
+
+/// Who is asked and told about shards.
+pub(crate) struct Shards<'a> {
+    pub(crate) request: ShardRequest<'a>,
+    pub(crate) progress: ShardProgress<'a>,
+    pub(crate) done: ShardDone<'a>,
+}
 
 /// Computes shards on all extractors at once.
 pub(crate) struct Extraction<'a> {
     queue: Mutex<Queue>,
     call: Call<'a>,
-    progress: ShardProgress<'a>,
-    done: ShardDone<'a>,
+    shards: Shards<'a>,
     /// Cancelled once every shard is done, so that nobody waits for an extractor that is away.
     finished: CancellationToken,
 }
 
 struct Queue {
-    waiting: VecDeque<ExtractRequest>,
+    waiting: VecDeque<ShardId>,
     under_way: usize,
 }
 
 /// What an extractor that is free does next.
 enum Take {
-    Shard(Box<ExtractRequest>),
+    Shard(ShardId),
     /// Nothing for now: others are at work on the last shards, and may give one back.
     Wait,
     Finished,
@@ -44,9 +55,9 @@ enum Take {
 
 impl<'a> Extraction<'a> {
     /// Of these shards; `call` says how to stop and whom to tell of faults.
-    pub(crate) fn new(requests: Vec<ExtractRequest>, call: Call<'a>, progress: ShardProgress<'a>, done: ShardDone<'a>) -> Self {
-        let queue = Queue { waiting: requests.into(), under_way: 0 };
-        Self { queue: Mutex::new(queue), call, progress, done, finished: CancellationToken::new() }
+    pub(crate) fn new(waiting: impl IntoIterator<Item = ShardId>, call: Call<'a>, shards: Shards<'a>) -> Self {
+        let queue = Queue { waiting: waiting.into_iter().collect(), under_way: 0 };
+        Self { queue: Mutex::new(queue), call, shards, finished: CancellationToken::new() }
     }
 
     /// Ends when every shard is done.
@@ -60,8 +71,8 @@ impl<'a> Extraction<'a> {
     async fn one_worker(&self, worker: &Endpoint) -> Result<(), Status> {
         let mut retry = Retry::default();
         loop {
-            let request = match self.take() {
-                Take::Shard(request) => request,
+            let shard = match self.take() {
+                Take::Shard(shard) => shard,
                 Take::Wait => {
                     tokio::time::sleep(IDLE).await;
                     continue;
@@ -71,12 +82,11 @@ impl<'a> Extraction<'a> {
                     return Ok(());
                 }
             };
-            let shard = request.shard;
-            let progress = |progress| (self.progress)(shard, progress);
+            let progress = |progress| (self.shards.progress)(shard, progress);
             let call = Call { progress: &progress, ..self.call };
-            match call.extract_once(worker, &request).await {
+            match call.extract_once(worker, (self.shards.request)(shard)?).await {
                 Ok(result) => {
-                    (self.done)(shard, result)?;
+                    (self.shards.done)(shard, result)?;
                     self.lock().under_way -= 1;
                     retry = Retry::default();
                 }
@@ -84,7 +94,7 @@ impl<'a> Extraction<'a> {
                     let pause = retry.after(named(worker, status), &self.call)?;
                     {
                         let mut queue = self.lock();
-                        queue.waiting.push_front(*request);
+                        queue.waiting.push_front(shard);
                         queue.under_way -= 1;
                     }
                     tokio::select! {
@@ -99,9 +109,9 @@ impl<'a> Extraction<'a> {
     fn take(&self) -> Take {
         let mut queue = self.lock();
         match queue.waiting.pop_front() {
-            Some(request) => {
+            Some(shard) => {
                 queue.under_way += 1;
-                Take::Shard(Box::new(request))
+                Take::Shard(shard)
             }
             None if queue.under_way > 0 => Take::Wait,
             None => Take::Finished,

@@ -2,21 +2,10 @@
 
 use crate::run::Run;
 use deepcluster_domain::EpochId;
-use deepcluster_volume::records::{EpochManifest, read_record};
-use deepcluster_volume::{EpochFolder, Volume, VolumeError, publish};
+use deepcluster_volume::events::Severity;
+use deepcluster_volume::verify::verified_epoch;
+use deepcluster_volume::{Volume, VolumeError, publish};
 use serde_json::json;
-
-/// The manifest of an epoch, once all files that it names were found to be what it says.
-///
-/// # Errors
-/// [`VolumeError::Missing`] when it is not committed, [`VolumeError::Corrupt`] when it is damaged.
-pub(crate) fn verified_epoch(volume: &Volume, folder: &EpochFolder) -> Result<EpochManifest, VolumeError> {
-    let manifest: EpochManifest = read_record(&folder.epoch_json())?;
-    for file in manifest.files.all() {
-        volume.verified(file)?;
-    }
-    Ok(manifest)
-}
 
 /// Where a run can go on, and why that is not where it stood, if so.
 ///
@@ -48,7 +37,7 @@ pub(crate) fn last_good(volume: &Volume, run: &Run) -> Result<(EpochId, Option<V
 pub(crate) fn step_back(volume: &Volume, run: &Run) -> Result<(), VolumeError> {
     let (next, Some(why)) = last_good(volume, run)? else { return Ok(()) };
     let message = format!("{why}; going back to epoch {}", next.0);
-    run.event("fault", json!({"epoch": next.0, "worker": "volume", "message": message}))?;
+    run.event("fault", Severity::Warning, json!({"epoch": next.0, "worker": "volume", "message": message}))?;
     // Damaged epochs go before the count does: a crash in between finds them missing, and comes here again.
     for damaged in run.folder.epoch_ids()?.into_iter().filter(|epoch| *epoch >= next) {
         publish::remove(run.folder.epoch(damaged).path())?;

@@ -2,8 +2,11 @@
 
 use crate::run::Run;
 use deepcluster_domain::RunSpec;
+use deepcluster_images::decode::REPLACED;
+use deepcluster_images::find::describe;
 use deepcluster_images::{decode, find_images};
 use deepcluster_service::requests::{images_folder, volume_status};
+use deepcluster_volume::events::Severity;
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::records::{ResolvedRecord, RunState};
 use deepcluster_volume::{VolumeError, publish};
@@ -42,8 +45,14 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     let folder = images_folder(root, &run.spec.images)?;
     let anew = record.epochs_done == 0 && record.state == RunState::Failed;
     let mut images = if anew { list_all(&folder, &before)? } else { before.clone() };
-    for image in images.iter_mut().filter(|image| image.skipped.is_some()) {
-        image.skipped = decode(&folder.join(image.as_path())).err().map(|why| why.to_string());
+    for image in images.iter_mut() {
+        let Some(why) = &image.skipped else { continue };
+        // Labels that the run has given belong to the file that was there before.
+        if !why.starts_with(REPLACED) {
+            *image = describe(&folder, image.as_path());
+        }
+        let unreadable = decode(&folder.join(image.as_path()), Some(image.bytes)).err().map(|why| why.to_string());
+        image.skipped = unreadable;
     }
     let resolved = match anew {
         true => resolve(&run.spec, &images)?,
@@ -59,7 +68,7 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     image_list::publish(&run.folder.images_csv(), &images).map_err(failed)?;
     run.update(|record| record.resolved = resolved.clone()).map_err(failed)?;
     let body = json!({"epoch": record.epochs_done, "images": resolved.n_images, "skipped_in_all": resolved.n_skipped});
-    run.event("images", body).map_err(failed)
+    run.event("images", Severity::Info, body).map_err(failed)
 }
 
 /// The folder as it is now; what is known to be unreadable keeps its reason, as headers alone do not tell.
@@ -80,8 +89,7 @@ fn list_all(folder: &Path, before: &[ImageEntry]) -> Result<Vec<ImageEntry>, Sta
 /// # Errors
 /// One sentence with the figures and an example.
 pub(crate) fn check_skipped(spec: &RunSpec, images: &[ImageEntry]) -> Result<(), String> {
-    let example = images.iter().find_map(|image| Some(example(image, image.skipped.as_ref()?)));
-    check_number(spec, images.len(), n_skipped(images), &example.unwrap_or_default())
+    check_number(spec, images.len(), n_skipped(images), &first_example(images).unwrap_or_default())
 }
 
 /// The same for a number of images.
@@ -94,6 +102,11 @@ pub(crate) fn check_number(spec: &RunSpec, n_images: usize, n_skipped: usize, ex
     }
     let most = spec.max_skipped * 100.0;
     Err(format!("{n_skipped} of {n_images} images cannot be read, more than {most} % (--max-skipped), as {example}"))
+}
+
+/// The first image that takes no part, and why.
+pub(crate) fn first_example(images: &[ImageEntry]) -> Option<String> {
+    images.iter().find_map(|image| Some(example(image, image.skipped.as_ref()?)))
 }
 
 /// An image and what is wrong with it.

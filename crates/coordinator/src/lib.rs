@@ -7,10 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod assign;
+mod commit;
 pub mod epoch;
 mod extraction;
 mod fallback;
 mod images;
+mod phases;
+mod retry;
 pub mod rpc;
 pub mod run;
 pub mod runs;
@@ -18,33 +21,71 @@ pub mod workers;
 
 use deepcluster_proto::v1::runs_server::RunsServer;
 use deepcluster_service::{Config, Service};
-use deepcluster_volume::Volume;
-use deepcluster_volume::lock::VolumeLock;
+use deepcluster_volume::lock::{BEAT, VolumeLock};
+use deepcluster_volume::{Volume, VolumeError};
+use epoch::Workshop;
 use runs::Runs;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
+use tracing::{error, warn};
 use workers::Workers;
 
 /// The service.
 pub struct Coordinator {
     runs: Arc<Runs>,
-    workers: Workers,
     shutdown: CancellationToken,
-    _lock: VolumeLock,
+    lock: Arc<VolumeLock>,
+    lost: Arc<OnceLock<String>>,
+}
+
+/// How a coordinator starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// Unfinished runs wait for `unpause` instead of going on.
+    pub paused: bool,
+    /// How long another owner of the volume may show no sign of life before it is taken for dead.
+    pub takeover_after: Duration,
 }
 
 impl Coordinator {
-    /// Takes the volume and reads its runs; unfinished ones go on, or wait for `unpause` when `start_paused` is set.
+    /// Takes the volume and reads its runs.
     ///
     /// # Errors
     /// When the volume is owned or cannot be written.
-    pub fn new(config: &Config, workers: Workers, start_paused: bool) -> Result<Self, String> {
-        let lock = VolumeLock::take(&config.volume).map_err(|error| error.to_string())?;
+    pub fn new(config: &Config, workers: Workers, start: Start) -> Result<Self, String> {
+        let lock = VolumeLock::take(&config.volume, start.takeover_after).map_err(|error| error.to_string())?;
         // Clients and the network know the volume's files by paths below its real root.
-        let runs = Runs::open(Volume::new(&config.volume), config.images.clone(), start_paused);
-        let runs = Arc::new(runs.map_err(|error| error.to_string())?);
-        Ok(Self { runs, workers, shutdown: CancellationToken::new(), _lock: lock })
+        let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token());
+        let runs = Runs::open(workshop, config.images.clone(), start.paused).map_err(|error| error.to_string())?;
+        let lost = Arc::new(OnceLock::new());
+        Ok(Self { runs: Arc::new(runs), shutdown: CancellationToken::new(), lock: Arc::new(lock), lost })
+    }
+
+    /// Says, once the service has ended, by whom it lost its volume, if so.
+    pub fn lost(&self) -> Arc<OnceLock<String>> {
+        Arc::clone(&self.lost)
+    }
+
+    /// Shows that the owner of the volume is alive, and ends the service when it no longer is the owner.
+    fn keep_volume(&self) -> std::io::Result<()> {
+        let (lock, lost, shutdown) = (Arc::clone(&self.lock), Arc::clone(&self.lost), self.shutdown.clone());
+        let beats = move || {
+            while !shutdown.is_cancelled() {
+                match lock.beat() {
+                    Ok(()) => {}
+                    Err(error @ VolumeError::Lost { .. }) => {
+                        error!(%error, "ending");
+                        let _ = lost.set(error.to_string());
+                        shutdown.cancel();
+                    }
+                    Err(error) => warn!(%error, "no sign of life could be left on the volume"),
+                }
+                std::thread::sleep(BEAT);
+            }
+        };
+        std::thread::Builder::new().name("beats".to_owned()).spawn(beats).map(drop)
     }
 }
 
@@ -55,22 +96,19 @@ impl Service for Coordinator {
 
     fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken) {
         self.shutdown = shutdown.clone();
-        routes.add_service(RunsServer::new(rpc::Rpc {
-            runs: Arc::clone(&self.runs),
-            workers: self.workers.clone(),
-            shutdown: shutdown.clone(),
-        }));
+        routes.add_service(RunsServer::new(rpc::Rpc { runs: Arc::clone(&self.runs), shutdown: shutdown.clone() }));
     }
 
     async fn warm_up(&mut self) -> Result<(), String> {
-        let (runs, workers, shutdown) = (Arc::clone(&self.runs), self.workers.clone(), self.shutdown.clone());
+        self.keep_volume().map_err(|error| error.to_string())?;
+        let (runs, shutdown) = (Arc::clone(&self.runs), self.shutdown.clone());
         // A thread of its own: the loop reads and hashes files, which must not hold up the answers to clients.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
         let thread = std::thread::Builder::new().name("epochs".to_owned());
         let started = thread.spawn(move || {
             // However the loop ends, a coordinator without it must not go on saying that it serves.
             let _end = shutdown.clone().drop_guard();
-            runtime.block_on(runs.run_epochs(&workers, &shutdown));
+            runtime.block_on(runs.run_epochs(&shutdown));
         });
         started.map(drop).map_err(|error| error.to_string())
     }

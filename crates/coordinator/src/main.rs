@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use deepcluster_coordinator::{Coordinator, workers::Workers};
+use deepcluster_coordinator::workers::{Patience, Workers};
+use deepcluster_coordinator::{Coordinator, Start};
 use deepcluster_service::{ConfigError, Options, ServeError, run};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// DeepCluster's coordinator
 #[derive(Parser)]
@@ -24,29 +26,56 @@ struct Cli {
     /// Leave unfinished runs on the volume paused instead of going on with them
     #[arg(long, env = "DC_START_PAUSED")]
     start_paused: bool,
+    /// Seconds without a sign of life after which another owner of the volume is taken for dead, at least 5
+    #[arg(long, env = "DC_TAKEOVER_AFTER", value_name = "SECONDS", default_value = "60")]
+    takeover_after: String,
+    /// Seconds of silence after which a worker is taken for dead and its work is given to another, at least 5
+    #[arg(long, env = "DC_WORKER_SILENCE", value_name = "SECONDS", default_value = "20")]
+    worker_silence: String,
+    /// Seconds without progress after which a worker that still answers is taken for stuck, at least 5
+    #[arg(long, env = "DC_WORKER_STANDSTILL", value_name = "SECONDS", default_value = "3600")]
+    worker_standstill: String,
+}
+
+/// A number of seconds; a mistake is noted.
+fn seconds(flag: &str, text: &str, mistakes: &mut Vec<String>) -> Duration {
+    match text.parse() {
+        Ok(seconds @ 5..) => Duration::from_secs(seconds),
+        _ => {
+            mistakes.push(format!("--{flag} '{text}' is not a number of seconds from 5 on"));
+            Duration::ZERO
+        }
+    }
 }
 
 fn main() -> ExitCode {
-    let Cli { options, extractors, clusterer, trainer, start_paused } = Cli::parse();
+    let cli = Cli::parse();
     let fail = |code: u8, error: &dyn std::fmt::Display| {
         eprintln!("deepcluster-coordinator: {error}");
         ExitCode::from(code)
     };
-    let workers = Workers::new(&extractors, &clusterer, &trainer);
-    let (config, workers) = match (options.check("127.0.0.1:7070"), workers) {
-        (Ok(config), Ok(workers)) => (config, workers),
+    let mut mistakes = Vec::new();
+    let patience = Patience {
+        silence: seconds("worker-silence", &cli.worker_silence, &mut mistakes),
+        standstill: seconds("worker-standstill", &cli.worker_standstill, &mut mistakes),
+    };
+    let start = Start { paused: cli.start_paused, takeover_after: seconds("takeover-after", &cli.takeover_after, &mut mistakes) };
+    let workers = Workers::new(&cli.extractors, &cli.clusterer, &cli.trainer, patience);
+    let (config, workers) = match (cli.options.check("127.0.0.1:7070"), workers) {
+        (Ok(config), Ok(workers)) if mistakes.is_empty() => (config, workers),
         (config, workers) => {
             let of_config = config.err().map(|error| error.0).unwrap_or_default();
-            let mistakes = of_config.into_iter().chain(workers.err().unwrap_or_default()).collect();
-            return fail(2, &ConfigError(mistakes));
+            let all = of_config.into_iter().chain(workers.err().unwrap_or_default()).chain(mistakes).collect();
+            return fail(2, &ConfigError(all));
         }
     };
-    let coordinator = match Coordinator::new(&config, workers, start_paused) {
+    let coordinator = match Coordinator::new(&config, workers, start) {
         Ok(coordinator) => coordinator,
         Err(sentence) => return fail(2, &sentence),
     };
+    let lost = coordinator.lost();
     match run(&config, coordinator) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => lost.get().map_or(ExitCode::SUCCESS, |sentence| fail(1, sentence)),
         Err(error @ ServeError::Setup(_)) => fail(2, &error),
         Err(error @ ServeError::Failed(_)) => fail(1, &error),
     }

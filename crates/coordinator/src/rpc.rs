@@ -3,7 +3,6 @@
 use crate::assign::assign_images;
 use crate::run::{News, Run};
 use crate::runs::Runs;
-use crate::workers::Workers;
 use deepcluster_domain::RunSpec;
 use deepcluster_proto::v1::runs_server::Runs as RunsRpc;
 use deepcluster_proto::v1::*;
@@ -21,8 +20,6 @@ use tonic::{Request, Response, Status};
 pub struct Rpc {
     /// What they ask about.
     pub runs: Arc<Runs>,
-    /// Who computes.
-    pub workers: Workers,
     /// Ends watches when the server drains.
     pub shutdown: CancellationToken,
 }
@@ -83,12 +80,12 @@ impl RunsRpc for Rpc {
     }
 
     async fn assign_images(&self, request: Request<AssignImagesRequest>) -> Result<Response<AssignImagesResponse>, Status> {
-        let (runs, workers) = (Arc::clone(&self.runs), self.workers.clone());
+        let runs = Arc::clone(&self.runs);
         let stop = self.shutdown.child_token();
         // Whoever drops the call drops this, which ends the work.
         let _guard = stop.clone().drop_guard();
         let runtime = tokio::runtime::Handle::current();
-        let work = move || runtime.block_on(assign_images(&runs, &workers, request.into_inner(), &stop));
+        let work = move || runtime.block_on(assign_images(&runs, request.into_inner(), &stop));
         blocking(work).await.map(Response::new)
     }
 }

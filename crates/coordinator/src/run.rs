@@ -2,13 +2,16 @@
 
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use deepcluster_proto::{run_spec_to_wire, v1};
-use deepcluster_volume::events::{Event, EventLog};
+use deepcluster_volume::events::{Event, EventLog, Severity};
 use deepcluster_volume::records::{RunRecord, RunState, publish_record, read_record};
-use deepcluster_volume::{RunFolder, Volume, VolumeError, publish};
+use deepcluster_volume::{RunFolder, Volume, VolumeError, publish, space};
 use serde_json::{Value, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// The states of a run whose epochs are being made.
+const GOING_ON: [RunState; 2] = [RunState::Queued, RunState::Running];
 
 /// A run that the coordinator knows.
 pub struct Run {
@@ -18,6 +21,7 @@ pub struct Run {
     pub spec: RunSpec,
     /// Where it lies.
     pub folder: RunFolder,
+    volume: Volume,
     state: Mutex<State>,
     /// Changes whenever there is something new to watch.
     news: watch::Sender<News>,
@@ -51,13 +55,13 @@ impl Run {
         let folder = volume.run(&id);
         publish_record(&folder.run_json(), &record)?;
         let (log, events) = EventLog::open(&folder.events_jsonl())?;
-        let run = Self::with(id, spec, folder, record, log, events);
+        let run = Self::with(volume, id, spec, record, log, events);
         let record = run.record();
         let resolved = json!({
             "state": record.state, "k": record.resolved.k, "k_given": record.spec.k,
             "images": record.resolved.n_images, "skipped": record.resolved.n_skipped,
         });
-        run.event("run", resolved)?;
+        run.event("run", Severity::Info, resolved)?;
         Ok(run)
     }
 
@@ -71,13 +75,14 @@ impl Run {
         publish::remove(&folder.assignments())?;
         let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| VolumeError::corrupt(&folder.run_json(), error))?;
         let (log, events) = EventLog::open(&folder.events_jsonl())?;
-        Ok(Self::with(id, spec, folder, record, log, events))
+        Ok(Self::with(volume, id, spec, record, log, events))
     }
 
-    fn with(id: RunId, spec: RunSpec, folder: RunFolder, record: RunRecord, log: EventLog, events: Vec<Event>) -> Self {
+    fn with(volume: &Volume, id: RunId, spec: RunSpec, record: RunRecord, log: EventLog, events: Vec<Event>) -> Self {
+        let (volume, folder) = (volume.clone(), volume.run(&id));
         let news = News { n_events: events.len() as u64, progress: None, ended: record.state.has_ended() };
         let state = State { record, log, events, stop: CancellationToken::new() };
-        Self { id, spec, folder, state: Mutex::new(state), news: watch::Sender::new(news) }
+        Self { id, spec, folder, volume, state: Mutex::new(state), news: watch::Sender::new(news) }
     }
 
     /// A copy of its record.
@@ -104,7 +109,7 @@ impl Run {
     /// # Errors
     /// When the volume cannot be written.
     pub fn enter(&self, from: &[RunState], new: RunState, message: &str) -> Result<bool, VolumeError> {
-        self.change_state(from, new, message, json!({"state": new, "message": message}))
+        self.change_state(from, new, Severity::Info, json!({"message": message}))
     }
 
     /// Ends the run by an error, which may be the fault of its input, unless it was paused or cancelled meanwhile.
@@ -112,57 +117,83 @@ impl Run {
     /// # Errors
     /// When the volume cannot be written.
     pub fn fail(&self, message: &str, bad_input: bool) -> Result<(), VolumeError> {
-        let (from, new) = ([RunState::Queued, RunState::Running], RunState::Failed);
-        self.change_state(&from, new, message, json!({"state": new, "message": message, "bad_input": bad_input})).map(drop)
+        let body = json!({"message": message, "bad_input": bad_input});
+        self.change_state(&GOING_ON, RunState::Failed, Severity::Error, body).map(drop)
     }
 
-    fn change_state(&self, from: &[RunState], new: RunState, message: &str, event: Value) -> Result<bool, VolumeError> {
+    /// Pauses the run because there is no room for it, unless it was paused or cancelled meanwhile.
+    ///
+    /// # Errors
+    /// When the volume cannot be written.
+    pub fn pause_for_room(&self, message: &str) -> Result<(), VolumeError> {
+        let body = json!({"message": message, "reason": "no-room"});
+        self.change_state(&GOING_ON, RunState::Paused, Severity::Error, body).map(drop)
+    }
+
+    fn change_state(&self, from: &[RunState], new: RunState, severity: Severity, body: Value) -> Result<bool, VolumeError> {
         let mut state = self.lock();
         if !from.contains(&state.record.state) {
             return Ok(false);
         }
-        let record = RunRecord { state: new, message: message.to_owned(), ..state.record.clone() };
-        publish_record(&self.folder.run_json(), &record)?;
+        let message = body["message"].as_str().unwrap_or_default().to_owned();
+        let mut event = json!({"state": new});
+        if let (Some(event), Value::Object(body)) = (event.as_object_mut(), body) {
+            event.extend(body);
+        }
+        let record = RunRecord { state: new, message, ..state.record.clone() };
+        self.with_reserve(|| publish_record(&self.folder.run_json(), &record))?;
         state.record = record;
         if new == RunState::Queued {
             state.stop = CancellationToken::new();
         } else if new != RunState::Running {
             state.stop.cancel();
         }
-        self.append(&mut state, "run", event)?;
+        self.with_reserve(|| self.append(&mut state, "run", severity, event.clone()))?;
         self.news.send_modify(|news| news.ended = new.has_ended());
         Ok(true)
+    }
+
+    /// What a run's state is must be said even where there is no room for anything else.
+    fn with_reserve<T>(&self, mut write: impl FnMut() -> Result<T, VolumeError>) -> Result<T, VolumeError> {
+        match write() {
+            Err(error) if error.is_full() => {
+                space::give_reserve_up(self.volume.root())?;
+                write()
+            }
+            other => other,
+        }
     }
 
     /// Adds an event.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn event(&self, kind: &str, body: Value) -> Result<(), VolumeError> {
-        self.append(&mut self.lock(), kind, body)
+    pub fn event(&self, kind: &str, severity: Severity, body: Value) -> Result<(), VolumeError> {
+        self.append(&mut self.lock(), kind, severity, body)
     }
 
-    fn append(&self, state: &mut State, kind: &str, body: Value) -> Result<(), VolumeError> {
-        let event = state.log.append(kind, body)?;
+    fn append(&self, state: &mut State, kind: &str, severity: Severity, body: Value) -> Result<(), VolumeError> {
+        let event = state.log.append(kind, severity, body)?;
         state.events.push(event);
         let n_events = state.events.len() as u64;
         self.news.send_modify(|news| news.n_events = n_events);
         Ok(())
     }
 
-    /// Adds the event of a committed epoch, unless a coordinator that died after its commit has already done so.
+    /// Adds an event of a committed epoch, unless a coordinator that died after the commit has already done so.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn epoch_event(&self, epoch: EpochId, body: Value) -> Result<(), VolumeError> {
+    pub fn event_of_epoch(&self, epoch: EpochId, kind: &str, severity: Severity, body: Value) -> Result<(), VolumeError> {
         let is_it = |event: &Event| {
             let json: Option<Value> = serde_json::from_str(&event.json).ok();
-            event.kind == "epoch" && json.is_some_and(|json| json["epoch"] == epoch.0)
+            let same = |json: Value| json["epoch"] == epoch.0 && json["message"] == body["message"];
+            event.kind == kind && json.is_some_and(same)
         };
         if self.lock().events.iter().any(is_it) {
             return Ok(());
         }
-        self.event("epoch", body)
+        self.event(kind, severity, body)
     }
 
     /// Events from a number on.

@@ -1,14 +1,16 @@
 //! All runs of the volume, and the loop that gives their epochs turns.
 
-use crate::epoch::EpochRunner;
-use crate::fallback::{last_good, step_back, verified_epoch};
+use crate::commit::after_commit;
+use crate::epoch::{EpochRunner, Workshop};
+use crate::fallback::{last_good, step_back};
 use crate::images;
 use crate::run::Run;
-use crate::workers::Workers;
+use deepcluster_domain::space::{SpaceNeeded, human};
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use deepcluster_service::requests::volume_status;
-use deepcluster_volume::records::{EpochManifest, EpochScores, RunRecord, RunState, SpecRecord, VERSION, read_record};
-use deepcluster_volume::{Volume, VolumeError, events::seconds_since_1970, image_list, npy, publish};
+use deepcluster_volume::records::{RunRecord, RunState, SpecRecord, VERSION};
+use deepcluster_volume::verify::verified_epoch;
+use deepcluster_volume::{VolumeError, events::seconds_since_1970, image_list, publish, space};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,15 +18,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 /// Pause before an epoch is tried again whose failure could not even be written down.
 const UNRECORDED_PAUSE: Duration = Duration::from_secs(5);
 
 /// The runs of a volume.
 pub struct Runs {
-    /// The volume that this coordinator owns.
-    pub volume: Volume,
+    /// Where their epochs are made.
+    pub workshop: Workshop,
     /// The root of all folders of images.
     pub images: PathBuf,
     runs: Mutex<BTreeMap<RunId, Arc<Run>>>,
@@ -38,10 +40,14 @@ impl Runs {
     ///
     /// # Errors
     /// When the volume cannot be read or written.
-    pub fn open(volume: Volume, images: PathBuf, paused: bool) -> Result<Self, VolumeError> {
+    pub fn open(workshop: Workshop, images: PathBuf, paused: bool) -> Result<Self, VolumeError> {
+        let volume = &workshop.volume;
+        if let Err(error) = space::set_reserve_aside(volume.root()) {
+            warn!(%error, "no reserve could be set aside");
+        }
         let mut runs = BTreeMap::new();
         for id in volume.run_ids()? {
-            let run = match Run::open(&volume, id.clone()) {
+            let run = match Run::open(volume, id.clone()) {
                 Ok(run) => run,
                 Err(error) => {
                     warn!(run_id = %id, %error, "left out: the run cannot be read");
@@ -57,7 +63,7 @@ impl Runs {
             };
             runs.insert(id, Arc::new(run));
         }
-        Ok(Self { volume, images, runs: Mutex::new(runs), wake: Notify::new() })
+        Ok(Self { workshop, images, runs: Mutex::new(runs), wake: Notify::new() })
     }
 
     /// One run.
@@ -83,12 +89,21 @@ impl Runs {
     pub fn create(&self, spec: RunSpec) -> Result<Arc<Run>, Status> {
         let failed = |error: VolumeError| volume_status(&error);
         let (images, resolved) = images::list(&self.images, &spec)?;
+        let volume = &self.workshop.volume;
+        let needed = SpaceNeeded::of(&spec, resolved.n_images, resolved.k).whole_run();
+        let free = space::available(volume.root()).map_err(failed)?;
+        if needed > free {
+            let (needed, free, missing, root) = (human(needed), human(free), human(needed - free), volume.root().display());
+            let sentence = format!("the run will need up to {needed} on {root}, where {free} are free: {missing} are missing");
+            return Err(Status::resource_exhausted(sentence));
+        }
         let mut runs = self.lock();
         // A folder that is there may hold what is left of a run; its name is not given out again.
-        let is_free = |id: &RunId| !runs.contains_key(id) && std::fs::symlink_metadata(self.volume.run(id).path()).is_err();
+        let is_free = |id: &RunId| !runs.contains_key(id) && std::fs::symlink_metadata(volume.run(id).path()).is_err();
         let id = (1..).map(|n| format!("run-{n:04}")).filter_map(|name| name.parse::<RunId>().ok()).find(is_free);
         let id = id.ok_or_else(|| Status::resource_exhausted("no run id is left"))?;
-        image_list::publish(&self.volume.run(&id).images_csv(), &images).map_err(failed)?;
+        publish::create_folder(volume.run(&id).path()).map_err(failed)?;
+        image_list::publish(&volume.run(&id).images_csv(), &images).map_err(failed)?;
         let record = RunRecord {
             version: VERSION,
             run_id: id.to_string(),
@@ -99,7 +114,7 @@ impl Runs {
             message: String::new(),
             epochs_done: 0,
         };
-        let run = Arc::new(Run::create(&self.volume, id.clone(), spec, record).map_err(failed)?);
+        let run = Arc::new(Run::create(volume, id.clone(), spec, record).map_err(failed)?);
         runs.insert(id, Arc::clone(&run));
         self.wake.notify_one();
         Ok(run)
@@ -112,12 +127,13 @@ impl Runs {
     /// # Errors
     /// When too many images cannot be read, or the volume cannot.
     pub fn may_resume(&self, run: &Run) -> Result<&'static [RunState], Status> {
+        space::set_reserve_aside(self.workshop.volume.root()).map_err(|error| volume_status(&error))?;
         match run.record().state {
             RunState::Paused | RunState::Failed => {
                 images::look_again(&self.images, run)?;
                 Ok(&[RunState::Paused, RunState::Failed])
             }
-            RunState::Finished => match last_good(&self.volume, run).map_err(|error| volume_status(&error))? {
+            RunState::Finished => match last_good(&self.workshop.volume, run).map_err(|error| volume_status(&error))? {
                 (_, Some(_)) => Ok(&[RunState::Finished]),
                 (_, None) => Ok(&[]),
             },
@@ -131,7 +147,7 @@ impl Runs {
     }
 
     /// Gives the epochs of all runnable runs their turns, until shutdown.
-    pub async fn run_epochs(&self, workers: &Workers, shutdown: &CancellationToken) {
+    pub async fn run_epochs(&self, shutdown: &CancellationToken) {
         let mut last: Option<RunId> = None;
         while !shutdown.is_cancelled() {
             let Some(run) = self.next_run(last.as_ref()) else {
@@ -142,21 +158,41 @@ impl Runs {
             };
             last = Some(run.id.clone());
             let outcome = tokio::select! {
-                outcome = self.one_epoch(workers, &run) => outcome,
+                outcome = self.one_epoch(&run) => outcome,
                 // The run stays as it is on the volume; whoever starts next goes on with it.
                 () = shutdown.cancelled() => return,
             };
-            if let Err(status) = outcome {
-                // Workers are asked again for as long as it takes; only a pause or a cancel ends a call as CANCELLED.
-                let stopped = status.code() == tonic::Code::Cancelled;
-                // The user can do something about a full volume, as about bad input.
-                let bad_input = matches!(status.code(), tonic::Code::InvalidArgument | tonic::Code::ResourceExhausted);
-                if !stopped && let Err(error) = run.fail(status.message(), bad_input) {
-                    error!(run_id = %run.id, %error, "the failure could not be recorded");
-                    tokio::time::sleep(UNRECORDED_PAUSE).await;
-                }
+            if let Err(status) = outcome
+                && let Err(error) = self.stop(&run, &status)
+            {
+                error!(run_id = %run.id, %error, "the failure could not be recorded");
+                tokio::time::sleep(UNRECORDED_PAUSE).await;
             }
         }
+    }
+
+    /// What becomes of a run whose epoch could not be finished.
+    fn stop(&self, run: &Run, status: &Status) -> Result<(), VolumeError> {
+        match status.code() {
+            // Workers are asked again for as long as it takes; only a pause or a cancel ends a call as CANCELLED.
+            tonic::Code::Cancelled => Ok(()),
+            tonic::Code::ResourceExhausted => run.pause_for_room(&self.no_room(run, status.message())),
+            code => run.fail(status.message(), code == tonic::Code::InvalidArgument),
+        }
+    }
+
+    /// How much is missing where there is no room.
+    fn no_room(&self, run: &Run, message: &str) -> String {
+        let record = run.record();
+        let (volume, epoch) = (&self.workshop.volume, EpochId(record.epochs_done));
+        let needed = SpaceNeeded::of(&run.spec, record.resolved.n_images, record.resolved.k).one_epoch();
+        let needed = needed.saturating_sub(space::used(run.folder.epoch(epoch).path()));
+        let free = space::available(volume.root()).unwrap_or(0);
+        let (missing, needed, free) = (human(needed.saturating_sub(free)), human(needed), human(free));
+        format!(
+            "{message}; epoch {} needs up to {needed} more, and {free} are free: make room for {missing}, then unpause the run",
+            epoch.0
+        )
     }
 
     /// The runnable run whose turn comes after `last`.
@@ -167,10 +203,10 @@ impl Runs {
         runnable.get(after).or_else(|| runnable.first()).cloned()
     }
 
-    async fn one_epoch(&self, workers: &Workers, run: &Run) -> Result<(), Status> {
+    async fn one_epoch(&self, run: &Run) -> Result<(), Status> {
         let failed = |error: VolumeError| volume_status(&error);
         if run.enter(&[RunState::Queued], RunState::Running, "").map_err(failed)? {
-            step_back(&self.volume, run).map_err(failed)?;
+            step_back(&self.workshop.volume, run).map_err(failed)?;
         }
         let epochs_done = run.record().epochs_done;
         if epochs_done >= run.spec.epochs {
@@ -179,39 +215,11 @@ impl Runs {
         }
         // An epoch may be committed and not yet counted, when a crash came between the two.
         let epoch = EpochId(epochs_done);
-        let scores = match verified_epoch(&self.volume, &run.folder.epoch(epoch)) {
+        let scores = match verified_epoch(&self.workshop.volume, &run.folder.epoch(epoch)) {
             Ok(manifest) => manifest.scores,
-            Err(_) => EpochRunner::open(&self.volume, workers, run)?.finish().await?,
+            Err(_) => EpochRunner::open(&self.workshop, run)?.finish().await?,
         };
-        self.after_commit(run, epoch, &scores).map_err(failed)
-    }
-
-    /// Everything that follows from a commit; each part may be repeated.
-    fn after_commit(&self, run: &Run, epoch: EpochId, scores: &EpochScores) -> Result<(), VolumeError> {
-        let folder = run.folder.epoch(epoch);
-        let manifest: EpochManifest = read_record(&folder.epoch_json())?;
-        let images = image_list::read(&run.folder.images_csv())?;
-        let labels = npy::read_i32(&self.volume.verified(&manifest.files.labels)?)?;
-        let (_, distances) = npy::read_f32(&self.volume.verified(&manifest.files.distances)?)?;
-        image_list::publish_labels(&run.folder.labels_csv(), &images, &labels, &distances)?;
-        let body = serde_json::to_value(scores).map_err(|error| VolumeError::corrupt(&folder.epoch_json(), error))?;
-        run.epoch_event(epoch, body)?;
-        info!(run_id = %run.id, epoch = epoch.0, loss = scores.loss, "epoch committed");
-        publish::remove(&folder.features())?;
-        publish::remove(&folder.pending_json())?;
-        // What a killed worker had begun to write.
-        publish::sweep(folder.path())?;
-        // The last epoch's clusters belong to the network of the epoch before it, so two epochs stay in any case.
-        let n_kept = run.spec.keep_epochs.max(2);
-        for old in run.folder.epoch_ids()?.into_iter().filter(|old| epoch.0.saturating_sub(old.0) >= n_kept) {
-            publish::remove(run.folder.epoch(old).path())?;
-        }
-        // Counted last: until then, a coordinator that starts again repeats all of the above.
-        run.update(|record| record.epochs_done = epoch.0 + 1)?;
-        if epoch.0 + 1 >= run.spec.epochs {
-            run.enter(&[RunState::Running], RunState::Finished, "")?;
-        }
-        Ok(())
+        after_commit(&self.workshop.volume, run, epoch, &scores).map_err(failed)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {

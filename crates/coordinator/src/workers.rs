@@ -1,34 +1,34 @@
 //! The coordinator's side of the three workers: connect, call, watch for silence, try again.
 
+use crate::retry::{Retry, broken, in_the_middle};
 use deepcluster_proto::v1::{
-    AssignRequest, AssignResult, ClusterRequest, ClusterResult, ExtractRequest, ExtractResult, Progress, TrainRequest,
-    TrainResult, assign_response, cluster_response, clusterer_client::ClustererClient, extract_response,
-    extractor_client::ExtractorClient, train_response, trainer_client::TrainerClient,
+    AssignRequest, AssignResponse, AssignResult, ClusterRequest, ClusterResponse, ClusterResult, ClusterSaved, ExtractRequest,
+    ExtractResponse, ExtractResult, Progress, TrainRequest, TrainResponse, TrainResult, TrainSaved, assign_response,
+    cluster_response, clusterer_client::ClustererClient, extract_response, extractor_client::ExtractorClient, train_response,
+    trainer_client::TrainerClient,
 };
-use std::error::Error;
-use std::time::Duration;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
-use tonic::{Code, Status, Streaming};
-use tracing::warn;
+use tonic::{Status, Streaming};
 
-/// Longest silence of a worker that computes; it promises a message every two seconds.
-const SILENCE: Duration = Duration::from_secs(30);
+/// How long a worker may show no sign of life, and none of getting on, before it counts as lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Longest silence of a worker that computes; it promises a message every two seconds.
+    pub silence: Duration,
+    /// Longest time in which its work may not move. Work that cannot tell how far it is must fit.
+    pub standstill: Duration,
+}
 
 /// What ends a call when its run is stopped.
 const STOPPED: &str = "the run was stopped";
 
-/// First and longest pause before a call is tried again.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-
-/// How often a call may end in INTERNAL or DATA_LOSS before the run fails. A file that was published a moment ago may not be
-/// seen yet through a network file system.
-const FAULTY_TRIES: u32 = 5;
-
-/// How often in a row a worker may go away in the middle of the same work before the run fails: by then it is the work that
-/// kills it, as when the memory does not suffice. A worker that is merely not there is waited for as long as it takes.
-const BROKEN_TRIES: u32 = 10;
+/// Progress of a call that waits for its turn behind another.
+const WAITING: &str = "wait";
 
 /// Largest answer of a worker: a shard's result names every image that could not be read.
 const LARGEST_ANSWER: usize = 64 << 20;
@@ -42,28 +42,46 @@ pub struct Workers {
     pub clusterer: Endpoint,
     /// The trainer.
     pub trainer: Endpoint,
+    /// With all of them.
+    pub patience: Patience,
 }
+
+/// Makes the request of a try; each try has its own place for its results, so that a late one changes nothing.
+pub type MakeRequest<'a, Q> = &'a (dyn Fn() -> Result<Q, Status> + Sync);
+
+/// Told what a worker has saved on its way.
+pub type Saved<'a, S> = &'a (dyn Fn(S) -> Result<(), Status> + Sync);
 
 impl Workers {
     /// Checks the addresses. Every call connects anew, so that a worker may die and come back between calls.
     ///
     /// # Errors
     /// A clause for every address that is none.
-    pub fn new(extractors: &[String], clusterer: &str, trainer: &str) -> Result<Self, Vec<String>> {
+    pub fn new(extractors: &[String], clusterer: &str, trainer: &str, patience: Patience) -> Result<Self, Vec<String>> {
         let mut mistakes = Vec::new();
         let mut checked = |flag: &str, address: &str| {
-            endpoint(address).map_err(|why| mistakes.push(format!("--{flag} '{address}': {why}"))).ok()
+            endpoint(address, patience).map_err(|why| mistakes.push(format!("--{flag} '{address}': {why}"))).ok()
         };
         let extractors: Vec<_> = extractors.iter().filter_map(|address| checked("extractors", address)).collect();
         let (clusterer, trainer) = (checked("clusterer", clusterer), checked("trainer", trainer));
         match (clusterer, trainer) {
-            (Some(clusterer), Some(trainer)) if mistakes.is_empty() => Ok(Self { extractors, clusterer, trainer }),
+            (Some(clusterer), Some(trainer)) if mistakes.is_empty() => Ok(Self { extractors, clusterer, trainer, patience }),
             _ => Err(mistakes),
         }
     }
+
+    /// A call that can be stopped, and whom it tells what.
+    pub fn call<'a>(
+        &self,
+        stop: &'a CancellationToken,
+        progress: &'a (dyn Fn(Progress) + Sync),
+        fault: &'a (dyn Fn(&Status) + Sync),
+    ) -> Call<'a> {
+        Call { stop, progress, fault, patience: self.patience }
+    }
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, String> {
+fn endpoint(address: &str, patience: Patience) -> Result<Endpoint, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
     if endpoint.uri().port_u16().is_none() {
         return Err("is not HOST:PORT".to_owned());
@@ -71,7 +89,7 @@ fn endpoint(address: &str) -> Result<Endpoint, String> {
     Ok(endpoint
         .connect_timeout(Duration::from_secs(5))
         // Until an answer begins; once it has, [`Call::follow`] watches for silence.
-        .timeout(SILENCE)
+        .timeout(patience.silence)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(10))
         .tcp_nodelay(true))
@@ -86,6 +104,8 @@ pub struct Call<'a> {
     pub progress: &'a (dyn Fn(Progress) + Sync),
     /// Told of every try that failed and is made again.
     pub fault: &'a (dyn Fn(&Status) + Sync),
+    /// With the worker.
+    pub patience: Patience,
 }
 
 impl Call<'_> {
@@ -93,15 +113,15 @@ impl Call<'_> {
     ///
     /// # Errors
     /// What the worker says; CANCELLED when stopped.
-    pub async fn extract_once(&self, worker: &Endpoint, request: &ExtractRequest) -> Result<ExtractResult, Status> {
+    pub async fn extract_once(&self, worker: &Endpoint, request: ExtractRequest) -> Result<ExtractResult, Status> {
         self.unless_stopped(async {
             let mut client = ExtractorClient::new(worker.connect_lazy()).max_decoding_message_size(LARGEST_ANSWER);
-            let stream = client.extract(request.clone()).await?.into_inner();
-            self.follow(stream, |message| match message.update? {
+            let stream = client.extract(request).await?.into_inner();
+            let read = |message: ExtractResponse| match message.update? {
                 extract_response::Update::Progress(progress) => Some(Step::Progress(progress)),
                 extract_response::Update::Result(result) => Some(Step::Done(result)),
-            })
-            .await
+            };
+            self.follow(stream, read, &|never: Infallible| match never {}).await
         })
         .await
     }
@@ -110,14 +130,20 @@ impl Call<'_> {
     ///
     /// # Errors
     /// What the worker says once trying again is no use; CANCELLED when stopped.
-    pub async fn cluster(&self, worker: &Endpoint, request: &ClusterRequest) -> Result<ClusterResult, Status> {
-        self.retried(async || {
-            let stream = ClustererClient::new(worker.connect_lazy()).cluster(request.clone()).await?.into_inner();
-            self.follow(stream, |message| match message.update? {
-                cluster_response::Update::Progress(progress) => Some(Step::Progress(progress)),
-                cluster_response::Update::Result(result) => Some(Step::Done(result)),
-            })
-            .await
+    pub async fn cluster(
+        &self,
+        worker: &Endpoint,
+        request: MakeRequest<'_, ClusterRequest>,
+        saved: Saved<'_, ClusterSaved>,
+    ) -> Result<ClusterResult, Status> {
+        let read = |message: ClusterResponse| match message.update? {
+            cluster_response::Update::Progress(progress) => Some(Step::Progress(progress)),
+            cluster_response::Update::Saved(saved) => Some(Step::Saved(saved)),
+            cluster_response::Update::Result(result) => Some(Step::Done(result)),
+        };
+        self.retried(saved, async |saved| {
+            let stream = ClustererClient::new(worker.connect_lazy()).cluster(request()?).await?.into_inner();
+            self.follow(stream, read, saved).await
         })
         .await
     }
@@ -127,13 +153,13 @@ impl Call<'_> {
     /// # Errors
     /// As [`Call::cluster`].
     pub async fn assign(&self, worker: &Endpoint, request: &AssignRequest) -> Result<AssignResult, Status> {
-        self.retried(async || {
+        let read = |message: AssignResponse| match message.update? {
+            assign_response::Update::Progress(progress) => Some(Step::Progress(progress)),
+            assign_response::Update::Result(result) => Some(Step::Done(result)),
+        };
+        self.retried(&|never: Infallible| match never {}, async |saved| {
             let stream = ClustererClient::new(worker.connect_lazy()).assign(request.clone()).await?.into_inner();
-            self.follow(stream, |message| match message.update? {
-                assign_response::Update::Progress(progress) => Some(Step::Progress(progress)),
-                assign_response::Update::Result(result) => Some(Step::Done(result)),
-            })
-            .await
+            self.follow(stream, read, saved).await
         })
         .await
     }
@@ -142,30 +168,49 @@ impl Call<'_> {
     ///
     /// # Errors
     /// As [`Call::cluster`].
-    pub async fn train(&self, worker: &Endpoint, request: &TrainRequest) -> Result<TrainResult, Status> {
-        self.retried(async || {
-            let stream = TrainerClient::new(worker.connect_lazy())
-                .max_decoding_message_size(LARGEST_ANSWER)
-                .train(request.clone())
-                .await?
-                .into_inner();
-            self.follow(stream, |message| match message.update? {
-                train_response::Update::Progress(progress) => Some(Step::Progress(progress)),
-                train_response::Update::Result(result) => Some(Step::Done(result)),
-            })
-            .await
+    pub async fn train(
+        &self,
+        worker: &Endpoint,
+        request: MakeRequest<'_, TrainRequest>,
+        saved: Saved<'_, TrainSaved>,
+    ) -> Result<TrainResult, Status> {
+        let read = |message: TrainResponse| match message.update? {
+            train_response::Update::Progress(progress) => Some(Step::Progress(progress)),
+            train_response::Update::Saved(saved) => Some(Step::Saved(saved)),
+            train_response::Update::Result(result) => Some(Step::Done(result)),
+        };
+        self.retried(saved, async |saved| {
+            let mut client = TrainerClient::new(worker.connect_lazy()).max_decoding_message_size(LARGEST_ANSWER);
+            self.follow(client.train(request()?).await?.into_inner(), read, saved).await
         })
         .await
     }
 
-    /// Reads a stream to its result; silence counts as a lost worker.
-    async fn follow<M, R>(&self, mut stream: Streaming<M>, read: impl Fn(M) -> Option<Step<R>>) -> Result<R, Status> {
+    /// Reads a stream to its result; silence and standstill count as a lost worker.
+    async fn follow<M, S, R>(
+        &self,
+        mut stream: Streaming<M>,
+        read: impl Fn(M) -> Option<Step<S, R>>,
+        saved: Saved<'_, S>,
+    ) -> Result<R, Status> {
+        let Patience { silence, standstill } = self.patience;
+        let mut last = (String::new(), 0);
+        let mut moved = Instant::now();
         loop {
-            let message = timeout(SILENCE, stream.message()).await;
-            let message = message.map_err(|_| broken(&format!("it was silent for {} s", SILENCE.as_secs())))?;
+            let message = timeout(silence, stream.message()).await;
+            let message = message.map_err(|_| broken(&format!("it was silent for {} s", silence.as_secs())))?;
             let message = message.map_err(in_the_middle)?.ok_or_else(|| broken("it ended its answer without a result"))?;
             match read(message) {
-                Some(Step::Progress(progress)) => (self.progress)(progress),
+                Some(Step::Progress(progress)) => {
+                    if progress.phase == WAITING || (&progress.phase, progress.done) != (&last.0, last.1) {
+                        last = (progress.phase.clone(), progress.done);
+                        moved = Instant::now();
+                    } else if moved.elapsed() > standstill {
+                        return Err(broken(&format!("its work did not move for {} s", standstill.as_secs())));
+                    }
+                    (self.progress)(progress);
+                }
+                Some(Step::Saved(what)) => saved(what)?,
                 Some(Step::Done(result)) => return Ok(result),
                 None => return Err(Status::internal("the worker sent an empty message")),
             }
@@ -173,12 +218,26 @@ impl Call<'_> {
     }
 
     /// Tries again for as long as the fault lies with the worker or the network; the same request gives the same files.
-    async fn retried<R>(&self, attempt: impl AsyncFn() -> Result<R, Status>) -> Result<R, Status> {
+    async fn retried<S, R>(
+        &self,
+        saved: Saved<'_, S>,
+        attempt: impl AsyncFn(Saved<'_, S>) -> Result<R, Status>,
+    ) -> Result<R, Status> {
         let mut retry = Retry::default();
+        let n_saved = AtomicU32::new(0);
+        let counted = |what: S| {
+            n_saved.fetch_add(1, Ordering::Relaxed);
+            saved(what)
+        };
         loop {
-            match self.unless_stopped(attempt()).await {
+            match self.unless_stopped(attempt(&counted)).await {
                 Ok(result) => return Ok(result),
-                Err(status) => self.sleep(retry.after(status, self)?).await?,
+                Err(status) => {
+                    if n_saved.swap(0, Ordering::Relaxed) > 0 {
+                        retry.moved_on();
+                    }
+                    self.sleep(retry.after(status, self)?).await?;
+                }
             }
         }
     }
@@ -204,82 +263,8 @@ impl Call<'_> {
     }
 }
 
-/// What the tries of one piece of work have seen so far.
-#[derive(Default)]
-pub struct Retry {
-    pause: Duration,
-    faulty: u32,
-    broken: u32,
-    /// The last failure's message.
-    told: String,
-}
-
-impl Retry {
-    /// How long to wait before the next try after this failure, which `call` is told of.
-    ///
-    /// # Errors
-    /// The failure, when another try is no use.
-    pub fn after(&mut self, status: Status, call: &Call<'_>) -> Result<Duration, Status> {
-        if call.stop.is_cancelled() || !is_transient(status.code()) {
-            return Err(status);
-        }
-        self.faulty += u32::from(matches!(status.code(), Code::Internal | Code::DataLoss));
-        self.broken = if status.code() == Code::Aborted { self.broken + 1 } else { 0 };
-        if self.faulty >= FAULTY_TRIES {
-            return Err(status);
-        }
-        if self.broken >= BROKEN_TRIES {
-            return Err(Status::internal(format!("{BROKEN_TRIES} times in a row, {}", status.message())));
-        }
-        warn!(code = ?status.code(), message = status.message(), "call failed, trying again");
-        // A worker that stays away for days is one fault.
-        if status.code() != Code::Unavailable || self.told != status.message() {
-            (call.fault)(&status);
-        }
-        status.message().clone_into(&mut self.told);
-        self.pause = (self.pause * 2).clamp(BACK_OFF.0, BACK_OFF.1);
-        Ok(self.pause)
-    }
-}
-
-/// A worker that was lost while it worked.
-fn broken(why: &str) -> Status {
-    Status::aborted(format!("the worker was lost in the middle of its work: {why}"))
-}
-
-/// An error inside an answer: the worker's own word, or the end of its connection.
-fn in_the_middle(status: Status) -> Status {
-    match status.code() {
-        Code::Unknown | Code::Cancelled => broken(status.message()),
-        Code::Unavailable if status.source().is_some() => broken(status.message()),
-        _ => status,
-    }
-}
-
-enum Step<R> {
+enum Step<S, R> {
     Progress(Progress),
+    Saved(S),
     Done(R),
-}
-
-/// Faults that another try, or another worker, may not have. A killed worker shows as UNKNOWN or CANCELLED.
-fn is_transient(code: Code) -> bool {
-    match code {
-        Code::Unavailable
-        | Code::Unknown
-        | Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::Aborted
-        | Code::Internal
-        | Code::DataLoss => true,
-        Code::Ok
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::ResourceExhausted
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::Unauthenticated => false,
-    }
 }

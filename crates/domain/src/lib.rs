@@ -6,12 +6,16 @@
 
 pub mod epoch;
 pub mod geometry;
+pub mod health;
 pub mod ids;
+pub mod plan;
 pub mod scores;
 pub mod seeds;
+pub mod space;
 pub mod spec;
 
 pub use epoch::{EpochProgress, Step};
 pub use ids::{EpochId, RunId, ShardId};
+pub use plan::Plan;
 pub use seeds::{Purpose, Seeds};
-pub use spec::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, SpecError};
+pub use spec::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery, SpecError};

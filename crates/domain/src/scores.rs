@@ -10,6 +10,8 @@ pub struct Occupancy {
     pub nonempty: usize,
     /// Points of the largest cluster ÷ all points, in [0, 1].
     pub largest_share: f64,
+    /// exp of the entropy of the sizes: as many clusters of equal size would be as varied. 0 without any point.
+    pub effective: f64,
 }
 
 /// Occupancy of a labelling. Negative labels (skipped images) do not count.
@@ -17,7 +19,10 @@ pub fn occupancy(labels: &[i32]) -> Occupancy {
     let kept: Vec<i32> = labels.iter().copied().filter(|label| *label >= 0).collect();
     let sizes = counts(kept.iter().copied());
     let largest = sizes.iter().map(|(_, n)| *n).max().unwrap_or(0);
-    Occupancy { nonempty: sizes.len(), largest_share: largest as f64 / kept.len().max(1) as f64 }
+    let total = kept.len().max(1) as f64;
+    let entropy: f64 = sizes.iter().map(|(_, n)| *n as f64 / total).map(|share| -share * share.ln()).sum();
+    let effective = if kept.is_empty() { 0.0 } else { entropy.exp() };
+    Occupancy { nonempty: sizes.len(), largest_share: largest as f64 / total, effective }
 }
 
 /// Normalised mutual information of two labellings of the same points, in [0, 1].
@@ -168,7 +173,10 @@ mod tests {
         b2.extend([4, -1]);
         assert_eq!(nmi(&a2, &b2), nmi(&a, &b));
         assert_eq!(ami(&a2, &b2), ami(&a, &b));
-        assert_eq!(occupancy(&[0, 0, 0, 4, -1, -1]), Occupancy { nonempty: 2, largest_share: 0.75 });
-        assert_eq!(occupancy(&[-1]), Occupancy { nonempty: 0, largest_share: 0.0 });
+        let found = occupancy(&[0, 0, 0, 4, -1, -1]);
+        assert_eq!((found.nonempty, found.largest_share), (2, 0.75));
+        assert!((found.effective - 1.754_765_350_603).abs() < 1e-9, "{}", found.effective);
+        assert!((occupancy(&[0, 1, 2, 3]).effective - 4.0).abs() < 1e-12);
+        assert_eq!(occupancy(&[-1]), Occupancy { nonempty: 0, largest_share: 0.0, effective: 0.0 });
     }
 }

@@ -45,12 +45,18 @@ impl Purpose {
 pub struct Seeds {
     run_seed: u64,
     epoch: EpochId,
+    retry: u32,
 }
 
 impl Seeds {
     /// Seeds of one epoch. What happens once a run (the first weights) belongs to epoch 0.
     pub fn new(run_seed: u64, epoch: EpochId) -> Self {
-        Self { run_seed, epoch }
+        Self { run_seed, epoch, retry: 0 }
+    }
+
+    /// The same purposes with other numbers, for work that went wrong with the first ones; 0 stands for those.
+    pub fn retried(self, retry: u32) -> Self {
+        Self { retry, ..self }
     }
 
     /// A generator for this purpose and step.
@@ -72,6 +78,9 @@ impl Seeds {
         hasher.update(&self.epoch.0.to_le_bytes());
         hasher.update(&step.to_le_bytes());
         hasher.update(purpose.name().as_bytes());
+        if self.retry > 0 {
+            hasher.update(&self.retry.to_le_bytes());
+        }
         *hasher.finalize().as_bytes()
     }
 }
@@ -90,6 +99,9 @@ mod tests {
         assert_ne!(one, of(31, 3, Purpose::Dropout, 5));
         assert_ne!(one, of(31, 2, Purpose::Sampling, 5));
         assert_ne!(one, of(31, 2, Purpose::Dropout, 6));
+        let retried = |retry| Seeds::new(31, EpochId(2)).retried(retry).rng(Purpose::Dropout, 5).next_u64();
+        assert_eq!(one, retried(0));
+        assert_ne!(one, retried(1));
     }
 
     #[test]

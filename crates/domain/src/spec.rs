@@ -171,6 +171,41 @@ impl FromStr for ClusterCount {
     }
 }
 
+/// How often training saves itself inside an epoch: what a crash may cost, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveEvery {
+    /// Whenever so many seconds have passed.
+    Seconds(u32),
+    /// After every so many steps.
+    Steps(u32),
+}
+
+impl fmt::Display for SaveEvery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seconds(seconds) if seconds % 60 == 0 => write!(f, "{}m", seconds / 60),
+            Self::Seconds(seconds) => write!(f, "{seconds}s"),
+            Self::Steps(steps) => write!(f, "{steps}"),
+        }
+    }
+}
+
+impl FromStr for SaveEvery {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let positive = |digits: &str| digits.parse::<u32>().ok().filter(|n| *n > 0);
+        let seconds = |digits: &str, unit: u32| positive(digits)?.checked_mul(unit).map(Self::Seconds);
+        let parsed = match text.as_bytes().last() {
+            Some(b's') => seconds(&text[..text.len() - 1], 1),
+            Some(b'm') => seconds(&text[..text.len() - 1], 60),
+            Some(b'h') => seconds(&text[..text.len() - 1], 3600),
+            _ => positive(text).map(Self::Steps),
+        };
+        parsed.ok_or_else(|| SpecError(format!("'{text}' is neither a duration like 90s, 5m or 1h nor a number of steps")))
+    }
+}
+
 /// Everything that decides what a run produces. Two runs of one spec on one CPU give the same bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSpec {
@@ -210,6 +245,8 @@ pub struct RunSpec {
     pub keep_epochs: u32,
     /// Images of one shard.
     pub shard_images: u32,
+    /// How often training saves itself inside an epoch.
+    pub checkpoint_every: SaveEvery,
 }
 
 impl Default for RunSpec {
@@ -233,6 +270,7 @@ impl Default for RunSpec {
             max_skipped: 0.1,
             keep_epochs: 3,
             shard_images: 4096,
+            checkpoint_every: SaveEvery::Seconds(300),
         }
     }
 }
@@ -305,6 +343,13 @@ mod tests {
     fn names_have_one_spelling() {
         for architecture in Architecture::ALL {
             assert_eq!(architecture.as_str().parse(), Ok(*architecture));
+        }
+        for (text, every) in [("5m", SaveEvery::Seconds(300)), ("90s", SaveEvery::Seconds(90)), ("200", SaveEvery::Steps(200))] {
+            assert_eq!(text.parse(), Ok(every));
+            assert_eq!(every.to_string(), text);
+        }
+        for bad in ["", "0", "-5m", "5 m", "m", "0s", "99999999h", "\u{fc}m"] {
+            assert!(bad.parse::<SaveEvery>().is_err(), "{bad}");
         }
         assert_eq!("cuda:1".parse(), Ok(DeviceChoice::Cuda(1)));
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));

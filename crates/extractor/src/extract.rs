@@ -1,7 +1,7 @@
 //! One shard, from request to result.
 
 use crate::Place;
-use deepcluster_images::{BatchLoader, Request, View};
+use deepcluster_images::{BatchLoader, LoaderOptions, Request, View};
 use deepcluster_network::{Network, NetworkError, Runtime};
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, Progress, SkippedImage};
@@ -34,11 +34,12 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let network = Network::load(&spec, runtime, checkpoint.as_deref()).map_err(network_status)?;
     let width = network.plan.embedding as usize;
 
-    let wanted = shard
-        .iter()
-        .map(|entry| Request { path: entry.skipped.is_none().then(|| folder.join(entry.as_path())), view: View::Center });
-    let batches = BatchLoader::start(wanted.collect(), request.batch as usize, spec.image_size, place.threads)
-        .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    let wanted = shard.iter().map(|entry| {
+        let path = entry.skipped.is_none().then(|| folder.join(entry.as_path()));
+        Request { path, bytes: entry.bytes, view: View::Center }
+    });
+    let options = LoaderOptions { batch: request.batch as usize, size: spec.image_size, threads: place.threads, skip: 0 };
+    let batches = BatchLoader::start(wanted.collect(), options).map_err(|error| Status::resource_exhausted(error.to_string()))?;
     let shape = [shard.len(), width];
     let mut writer = ArrayWriter::create(&output, dtype.into(), &shape).map_err(|error| volume_status(&error))?;
     let mut skipped = Vec::new();

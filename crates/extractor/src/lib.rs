@@ -67,8 +67,9 @@ impl ExtractorRpc for Rpc {
     async fn extract(&self, request: Request<ExtractRequest>) -> Result<Response<Self::ExtractStream>, Status> {
         let request = request.into_inner();
         let place = Arc::clone(&self.place);
-        let wrap = |update| {
+        let wrap = |update: Update<_>| {
             let update = match update {
+                Update::Saved(never) => match never {},
                 Update::Progress(progress) => extract_response::Update::Progress(progress),
                 Update::Done(result) => extract_response::Update::Result(result),
             };

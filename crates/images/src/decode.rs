@@ -9,6 +9,12 @@ use std::path::Path;
 /// Most pixels of an image, as Pillow has it before it calls an image a decompression bomb.
 const MAX_PIXELS: u64 = 178_956_970;
 
+/// How the reason begins for a file that is no longer the one that was listed.
+pub const REPLACED: &str = "the file was replaced";
+
+/// Largest file: more than any image of [`MAX_PIXELS`] takes.
+const MAX_BYTES: u64 = 1 << 30;
+
 /// Largest memory that a decoder may take, in bytes: the largest image at four bytes a pixel, and room to work.
 const MAX_ALLOCATION: u64 = 1 << 30;
 
@@ -45,9 +51,15 @@ pub fn probe(path: &Path) -> Result<(u64, u32, u32), Unreadable> {
 /// samples lose their lower half, and of an animation the first frame counts.
 ///
 /// # Errors
-/// When the file cannot be read as an image, or is too large in pixels.
-pub fn decode(path: &Path) -> Result<RgbImage, Unreadable> {
-    regular_file(path)?;
+/// When the file cannot be read as an image, is too large in bytes or pixels, or has not the `bytes` that it should have.
+pub fn decode(path: &Path, bytes: Option<u64>) -> Result<RgbImage, Unreadable> {
+    let found = regular_file(path)?;
+    if let Some(bytes) = bytes.filter(|bytes| *bytes != found) {
+        return Err(Unreadable(format!("{REPLACED}: it has {found} bytes, and had {bytes} when it was listed")));
+    }
+    if found > MAX_BYTES {
+        return Err(Unreadable(format!("the file has {found} bytes, more than {MAX_BYTES}")));
+    }
     let content = fs::read(path).map_err(Unreadable::because)?;
     if content.is_empty() {
         return Err(Unreadable::because("the file is empty"));

@@ -14,5 +14,5 @@ pub mod transform;
 pub use classes::folder_classes;
 pub use decode::{Unreadable, decode};
 pub use find::find_images;
-pub use loader::{Batch, BatchLoader, Request};
+pub use loader::{Batch, BatchLoader, LoaderOptions, Request};
 pub use transform::View;

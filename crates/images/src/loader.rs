@@ -15,6 +15,8 @@ const READY: usize = 2;
 pub struct Request {
     /// Where it lies; none for an image that is known to be unreadable and keeps its place only.
     pub path: Option<PathBuf>,
+    /// Size of the file when it was listed: another file that took its place since is no image of the run.
+    pub bytes: u64,
     /// What of it is wanted.
     pub view: View,
 }
@@ -31,6 +33,19 @@ pub struct Batch {
     pub unreadable: Vec<(usize, Unreadable)>,
 }
 
+/// How to load.
+#[derive(Clone, Copy, Debug)]
+pub struct LoaderOptions {
+    /// Images of a batch.
+    pub batch: usize,
+    /// Side of the square that is wanted, in pixels.
+    pub size: u32,
+    /// Threads that decode.
+    pub threads: usize,
+    /// Batches at the beginning that are left out, because an earlier pass has had them.
+    pub skip: usize,
+}
+
 /// An iterator over batches that are prepared ahead.
 pub struct BatchLoader {
     batches: Receiver<Batch>,
@@ -41,7 +56,8 @@ impl BatchLoader {
     ///
     /// # Errors
     /// When the threads cannot be started.
-    pub fn start(requests: Vec<Request>, batch: usize, size: u32, threads: usize) -> std::io::Result<Self> {
+    pub fn start(requests: Vec<Request>, options: LoaderOptions) -> std::io::Result<Self> {
+        let LoaderOptions { batch, size, threads, skip } = options;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("decode-{index}"))
@@ -49,7 +65,7 @@ impl BatchLoader {
             .map_err(std::io::Error::other)?;
         let (sender, batches) = sync_channel(READY);
         thread::Builder::new().name("loader".to_owned()).spawn(move || {
-            for (index, chunk) in requests.chunks(batch).enumerate() {
+            for (index, chunk) in requests.chunks(batch).enumerate().skip(skip) {
                 let loaded = pool.install(|| load(chunk, index * batch, size));
                 // Nobody is listening any more: the work was cancelled.
                 if sender.send(loaded).is_err() {
@@ -78,7 +94,7 @@ fn load(requests: &[Request], first: usize, size: u32) -> Batch {
         .enumerate()
         .map_init(Transformer::default, |transformer, (offset, (out, request))| {
             let path = request.path.as_ref()?;
-            let done = decode(path).and_then(|image| transformer.view(&image, request.view, size, out));
+            let done = decode(path, Some(request.bytes)).and_then(|image| transformer.view(&image, request.view, size, out));
             done.err().map(|why| (first + offset, why))
         })
         .flatten_iter()
@@ -101,9 +117,13 @@ mod tests {
             } else {
                 image::RgbImage::from_pixel(5, 5, image::Rgb([index * 10, 0, 0])).save(&path).unwrap();
             }
-            requests.push(Request { path: (index != 5).then_some(path), view: View::Center });
+            let bytes = std::fs::metadata(&path).unwrap().len();
+            requests.push(Request { path: (index != 5).then_some(path), bytes, view: View::Center });
         }
-        let batches: Vec<Batch> = BatchLoader::start(requests, 3, 8, 2).unwrap().collect();
+        let options = LoaderOptions { batch: 3, size: 8, threads: 2, skip: 0 };
+        let rest: Vec<Batch> = BatchLoader::start(requests.clone(), LoaderOptions { skip: 2, ..options }).unwrap().collect();
+        assert_eq!(rest.iter().map(|b| (b.first, b.len)).collect::<Vec<_>>(), [(6, 1)]);
+        let batches: Vec<Batch> = BatchLoader::start(requests, options).unwrap().collect();
         assert_eq!(batches.iter().map(|b| (b.first, b.len)).collect::<Vec<_>>(), [(0, 3), (3, 3), (6, 1)]);
         let reds: Vec<u8> = batches.iter().flat_map(|b| b.pixels.chunks(8 * 8 * 3).map(|image| image[0])).collect();
         assert_eq!(reds, [0, 10, 20, 0, 40, 0, 60]);

@@ -1,21 +1,30 @@
 //! Weights and optimizer state as `.safetensors`, under the names of a PyTorch state_dict.
 //!
-//! Momentum buffers stand under `optimizer.`, so that whoever wants the weights alone leaves those names out.
+//! Momentum buffers stand under `optimizer.`, so that whoever wants the weights alone leaves those names out. What training
+//! saves inside an epoch is a checkpoint that also tells how far the epoch is, under `progress.`.
 
-use crate::plan::WeightSpec;
+use crate::NetworkError;
 use crate::weights::{SOBEL_GREY, SOBEL_KERNELS, Tensors};
-use crate::{NetworkError, Plan};
+use deepcluster_domain::Plan;
+use deepcluster_domain::plan::{Start, WeightSpec};
 use deepcluster_volume::VolumeError;
 use deepcluster_volume::publish::Digest;
 use deepcluster_volume::tensors::publish_views;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Before the name of a weight: its momentum buffer.
 pub const OPTIMIZER: &str = "optimizer.";
+
+/// Before the names of what tells how far an epoch is.
+const PROGRESS: &str = "progress.";
+
+/// Before the names of the top layer's weight and bias.
+const TOP_LAYER: &str = "top_layer.";
 
 /// Reads the network's tensors; everything is checked before anything is returned.
 ///
@@ -52,6 +61,56 @@ fn load(path: &Path, specs: &[WeightSpec], prefix: &str, device: Device) -> Resu
     Ok(tensors)
 }
 
+/// How far an epoch of training is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainingProgress {
+    /// Steps done.
+    pub steps: u64,
+    /// Sum of the losses of all images, exactly: the mean must not depend on how often training was interrupted.
+    pub loss_sum: f64,
+    /// Images trained on, repetitions counted.
+    pub n_images: u64,
+    /// Rows of images.csv that could not be read, and why.
+    pub skipped: BTreeMap<u64, String>,
+}
+
+/// Reads how far an epoch of training was when it saved itself.
+///
+/// # Errors
+/// When the file cannot be read or does not tell.
+pub fn load_progress(path: &Path) -> Result<TrainingProgress, NetworkError> {
+    let wrong = |why: &str| NetworkError::Checkpoint { path: path.display().to_string(), why: why.to_owned() };
+    let content = fs::read(path).map_err(VolumeError::io(path))?;
+    let file = SafeTensors::deserialize(&content).map_err(|error| wrong(&error.to_string()))?;
+    let bytes =
+        |leaf: &str| file.tensor(&format!("{PROGRESS}{leaf}")).map(|view| view.data()).map_err(|_| wrong("has no progress"));
+    let number = |leaf: &str| -> Result<[u8; 8], NetworkError> {
+        bytes(leaf)?.try_into().map_err(|_| wrong("tells no progress of this kind"))
+    };
+    Ok(TrainingProgress {
+        steps: u64::from_le_bytes(number("steps")?),
+        loss_sum: f64::from_le_bytes(number("loss_sum")?),
+        n_images: u64::from_le_bytes(number("n_images")?),
+        skipped: serde_json::from_slice(bytes("skipped")?).map_err(|error| wrong(&error.to_string()))?,
+    })
+}
+
+/// Reads a top layer: weight and bias.
+///
+/// # Errors
+/// As [`load_network`].
+pub fn load_top_layer(path: &Path, embedding: i64, k: i64, device: Device) -> Result<[Tensor; 2], NetworkError> {
+    let spec =
+        |leaf: &str, shape: &[i64]| WeightSpec { name: format!("{TOP_LAYER}{leaf}"), shape: shape.to_vec(), start: Start::Zero };
+    let specs = [spec("bias", &[k]), spec("weight", &[k, embedding])];
+    // Sorted by name.
+    let mut tensors = load(path, &specs, "", device)?.into_values();
+    match (tensors.next(), tensors.next()) {
+        (Some(bias), Some(weight)) => Ok([weight, bias]),
+        _ => Err(NetworkError::Torch("a top layer has a weight and a bias".to_owned())),
+    }
+}
+
 /// What a checkpoint holds.
 pub struct Contents<'a> {
     /// The layout, for the fixed tensors that PyTorch expects.
@@ -64,6 +123,8 @@ pub struct Contents<'a> {
     pub momentum: &'a Tensors,
     /// Training steps since the first epoch of the run, as batch norm counts them.
     pub n_steps: i64,
+    /// How far the epoch is; none once it is done.
+    pub progress: Option<&'a TrainingProgress>,
 }
 
 /// Publishes a checkpoint.
@@ -76,16 +137,11 @@ pub fn publish(path: &Path, contents: &Contents<'_>) -> Result<Digest, NetworkEr
         blobs.push(Blob::of(name.clone(), tensor)?);
         if let Some(layer) = name.strip_suffix("running_mean") {
             let counter = contents.n_steps.to_le_bytes().to_vec();
-            blobs.push(Blob {
-                name: format!("{layer}num_batches_tracked"),
-                dtype: Dtype::I64,
-                shape: Vec::new(),
-                bytes: counter,
-            });
+            blobs.push(Blob::plain(format!("{layer}num_batches_tracked"), Dtype::I64, Vec::new(), counter));
         }
     }
     for (leaf, tensor) in ["weight", "bias"].into_iter().zip(contents.top_layer) {
-        blobs.push(Blob::of(format!("top_layer.{leaf}"), tensor)?);
+        blobs.push(Blob::of(format!("{TOP_LAYER}{leaf}"), tensor)?);
     }
     for (name, tensor) in contents.momentum {
         blobs.push(Blob::of(format!("{OPTIMIZER}{name}"), tensor)?);
@@ -95,6 +151,15 @@ pub fn publish(path: &Path, contents: &Contents<'_>) -> Result<Digest, NetworkEr
         blobs.push(Blob::fixed("sobel.0.bias", &[1], &[0.0]));
         blobs.push(Blob::fixed("sobel.1.weight", &[2, 1, 3, 3], &SOBEL_KERNELS));
         blobs.push(Blob::fixed("sobel.1.bias", &[2], &[0.0, 0.0]));
+    }
+    if let Some(TrainingProgress { steps, loss_sum, n_images, skipped }) = contents.progress {
+        let skipped = serde_json::to_vec(skipped).map_err(|error| VolumeError::corrupt(path, error))?;
+        let mut tell =
+            |leaf: &str, dtype, shape, bytes| blobs.push(Blob::plain(format!("{PROGRESS}{leaf}"), dtype, shape, bytes));
+        tell("steps", Dtype::U64, Vec::new(), steps.to_le_bytes().to_vec());
+        tell("loss_sum", Dtype::F64, Vec::new(), loss_sum.to_le_bytes().to_vec());
+        tell("n_images", Dtype::U64, Vec::new(), n_images.to_le_bytes().to_vec());
+        tell("skipped", Dtype::U8, vec![skipped.len()], skipped);
     }
     let views = blobs.iter().map(|blob| {
         let view = TensorView::new(blob.dtype, blob.shape.clone(), &blob.bytes);
@@ -132,8 +197,12 @@ impl Blob {
         Ok(Self { name, dtype: Dtype::F32, shape: tensor.size().iter().map(|n| *n as usize).collect(), bytes })
     }
 
+    fn plain(name: String, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
+        Self { name, dtype, shape, bytes }
+    }
+
     fn fixed(name: &str, shape: &[usize], values: &[f32]) -> Self {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Self { name: name.to_owned(), dtype: Dtype::F32, shape: shape.to_vec(), bytes }
+        Self::plain(name.to_owned(), Dtype::F32, shape.to_vec(), bytes)
     }
 }

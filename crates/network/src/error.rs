@@ -21,8 +21,10 @@ pub enum NetworkError {
         why: String,
     },
     /// Training left the range of numbers.
-    #[error("the loss is not finite at step {step}: lower the learning rate")]
+    #[error("{what} not finite at step {step}; a lower --lr may help")]
     NotFinite {
+        /// "the loss is" or "the weights are".
+        what: &'static str,
         /// The step, from 0.
         step: u64,
     },
@@ -42,6 +44,6 @@ impl From<TchError> for NetworkError {
 impl NetworkError {
     /// Whether the request asked for something that this machine or these numbers do not allow; trying again is no use.
     pub fn is_callers_fault(&self) -> bool {
-        matches!(self, Self::Device(_) | Self::NotFinite { .. } | Self::Checkpoint { .. })
+        matches!(self, Self::Device(_) | Self::Checkpoint { .. })
     }
 }

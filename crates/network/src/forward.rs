@@ -1,9 +1,9 @@
 //! One pass through the layers.
 
-use crate::plan::Layer;
 use crate::weights::{SOBEL_KERNELS, Tensors, channels_last, draw};
-use crate::{NetworkError, Plan, Runtime, checkpoint};
-use deepcluster_domain::RunSpec;
+use crate::{NetworkError, Runtime, checkpoint};
+use deepcluster_domain::plan::Layer;
+use deepcluster_domain::{Plan, RunSpec};
 use std::path::Path;
 use tch::{Kind, Tensor};
 

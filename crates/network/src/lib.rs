@@ -13,12 +13,10 @@ mod cuda;
 pub mod device;
 pub mod error;
 pub mod forward;
-pub mod plan;
 pub mod training;
 pub mod weights;
 
 pub use device::{Runtime, check_libtorch};
 pub use error::NetworkError;
 pub use forward::Network;
-pub use plan::Plan;
 pub use training::{SgdOptions, TrainingPass};

@@ -1,6 +1,6 @@
 //! One epoch of supervised training on pseudo-labels (recipe, steps 5 and 6).
 
-use crate::checkpoint::{self, Contents};
+use crate::checkpoint::{self, Contents, TrainingProgress};
 use crate::forward::Mode;
 use crate::weights::{Tensors, draw_top_layer};
 use crate::{Network, NetworkError};
@@ -50,6 +50,22 @@ impl TrainingPass {
         let device = network.runtime.device;
         let top_layer = draw_top_layer(network.plan.embedding, i64::from(k), seeds, device)?;
         Self::with_top_layer(network, top_layer, sgd, seeds, checkpoint)
+    }
+
+    /// Goes on with an epoch from what [`TrainingPass::save`] wrote, to which `network` belongs; and how far it was.
+    ///
+    /// # Errors
+    /// When the file is not one of this network and `k`, or libtorch is out of memory.
+    pub fn go_on(
+        network: Network,
+        k: u32,
+        sgd: SgdOptions,
+        seeds: Seeds,
+        saved: &Path,
+    ) -> Result<(Self, TrainingProgress), NetworkError> {
+        let progress = checkpoint::load_progress(saved)?;
+        let top_layer = checkpoint::load_top_layer(saved, network.plan.embedding, i64::from(k), network.runtime.device)?;
+        Ok((Self::with_top_layer(network, top_layer, sgd, seeds, Some(saved))?, progress))
     }
 
     /// As [`TrainingPass::start`], with a given top layer.
@@ -157,16 +173,41 @@ impl TrainingPass {
     /// Publishes weights, statistics, top layer and momentum.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When a weight is not finite, or the file cannot be written.
     pub fn publish(&self, path: &Path) -> Result<Digest, NetworkError> {
+        self.write(path, None)
+    }
+
+    /// Publishes the same in the middle of an epoch, with how far it is, for [`TrainingPass::go_on`].
+    ///
+    /// # Errors
+    /// As [`TrainingPass::publish`].
+    pub fn save(&self, path: &Path, progress: &TrainingProgress) -> Result<Digest, NetworkError> {
+        self.write(path, Some(progress))
+    }
+
+    fn write(&self, path: &Path, progress: Option<&TrainingProgress>) -> Result<Digest, NetworkError> {
+        self.check_weights()?;
         let contents = Contents {
             plan: &self.network.plan,
             network: &self.network.tensors,
             top_layer: &self.top_layer,
             momentum: &self.momentum,
             n_steps: self.n_steps,
+            progress,
         };
         checkpoint::publish(path, &contents)
+    }
+
+    /// A network that is broken must not take the place of one that is not.
+    fn check_weights(&self) -> Result<(), NetworkError> {
+        let _no_grad = tch::no_grad_guard();
+        for tensor in self.weights.iter().chain(self.network.tensors.values()) {
+            if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Err(NetworkError::NotFinite { what: "the weights are", step: self.n_steps as u64 });
+            }
+        }
+        Ok(())
     }
 
     /// The network, for whoever wants to look at it in eval mode.

@@ -1,8 +1,8 @@
 //! Named weights on a device, their first values, and the fixed Sobel kernels.
 
-use crate::plan::{Start, WeightSpec};
-use crate::{NetworkError, Plan};
-use deepcluster_domain::{EpochId, Purpose, Seeds};
+use crate::NetworkError;
+use deepcluster_domain::plan::{Start, WeightSpec};
+use deepcluster_domain::{EpochId, Plan, Purpose, Seeds};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 

@@ -1,10 +1,10 @@
 //! The network against PyTorch's answers in `tests/parity` (made by the formula of `fill` there; no weights are stored).
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use deepcluster_domain::{Architecture, DeviceChoice, EpochId, Precision, Seeds};
+use deepcluster_domain::{Architecture, DeviceChoice, EpochId, Plan, Precision, Seeds};
 use deepcluster_network::forward::Mode;
 use deepcluster_network::weights::Tensors;
-use deepcluster_network::{Network, Plan, Runtime, SgdOptions, TrainingPass};
+use deepcluster_network::{Network, Runtime, SgdOptions, TrainingPass};
 use deepcluster_volume::npy;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};

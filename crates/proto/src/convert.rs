@@ -82,6 +82,7 @@ pub fn run_spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         max_skipped: Some(spec.max_skipped),
         keep_epochs: spec.keep_epochs,
         shard_images: spec.shard_images,
+        checkpoint_every: spec.checkpoint_every.to_string(),
     }
 }
 
@@ -115,6 +116,10 @@ impl TryFrom<v1::RunSpec> for RunSpec {
             max_skipped: wire.max_skipped.unwrap_or(default.max_skipped),
             keep_epochs: count_or(wire.keep_epochs, default.keep_epochs),
             shard_images: count_or(wire.shard_images, default.shard_images),
+            checkpoint_every: match wire.checkpoint_every.as_str() {
+                "" => default.checkpoint_every,
+                text => text.parse().map_err(|error| FieldError::new("checkpoint_every", error))?,
+            },
         };
         spec.validate().map_err(|error| FieldError::new("spec", error))?;
         Ok(spec)
@@ -152,6 +157,7 @@ mod tests {
             precision: Precision::Bf16,
             feature_dtype: FeatureDtype::F32,
             device: "cuda:3".parse().unwrap(),
+            checkpoint_every: "7".parse().unwrap(),
             ..RunSpec::default()
         };
         assert_eq!(RunSpec::try_from(run_spec_to_wire(&spec)), Ok(spec));

@@ -1,18 +1,19 @@
 //! Long work behind a server stream: on a thread of its own, one job at a time, with progress, heartbeats and cancellation.
 //!
 //! ```text
-//! request ─► gate (one job at a time) ─► thread ─► progress … progress ─► result
+//! request ─► gate (one job at a time) ─► thread ─► progress … saved … progress ─► result
 //!                     └── heartbeat every two seconds, also while waiting ──┘
 //! ```
 //!
 //! Dropping the stream cancels the token that the work looks at between its steps.
 
 use deepcluster_proto::v1::Progress;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
@@ -21,11 +22,13 @@ use tracing::{Span, info, warn};
 /// Longest silence on a stream.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// What a job tells its caller.
+/// What a job tells its caller. `S` is what it saves on the way; [`Infallible`] for jobs that save nothing.
 #[derive(Clone, Debug)]
-pub enum Update<R> {
+pub enum Update<R, S = Infallible> {
     /// How far it has come.
     Progress(Progress),
+    /// What a repetition of the job could go on from.
+    Saved(S),
     /// What came out; the last message.
     Done(R),
 }
@@ -34,12 +37,13 @@ pub enum Update<R> {
 pub type Updates<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
 /// What running work may ask and tell.
-pub struct JobContext {
+pub struct JobContext<S = Infallible> {
     progress: watch::Sender<Progress>,
+    saved: mpsc::UnboundedSender<S>,
     cancelled: CancellationToken,
 }
 
-impl JobContext {
+impl<S> JobContext<S> {
     /// Tells how far the work has come; only the latest word reaches the caller.
     ///
     /// # Errors
@@ -50,6 +54,14 @@ impl JobContext {
         }
         self.progress.send_replace(progress);
         Ok(())
+    }
+
+    /// Tells what was saved; every word reaches the caller, in order.
+    ///
+    /// # Errors
+    /// CANCELLED when nobody waits for the result any more.
+    pub fn saved(&self, saved: S) -> Result<(), Status> {
+        self.saved.send(saved).map_err(|_| Status::cancelled("the caller went away"))
     }
 }
 
@@ -67,19 +79,20 @@ impl Jobs {
     }
 
     /// Starts `work` when its turn has come; `wrap` makes the messages of the call's stream.
-    pub fn start<R, M>(
+    pub fn start<R, S, M>(
         &self,
-        work: impl FnOnce(&JobContext) -> Result<R, Status> + Send + 'static,
-        wrap: impl Fn(Update<R>) -> M + Send + 'static,
+        work: impl FnOnce(&JobContext<S>) -> Result<R, Status> + Send + 'static,
+        wrap: impl Fn(Update<R, S>) -> M + Send + 'static,
     ) -> Updates<M>
     where
         R: Send + 'static,
+        S: Send + 'static,
         M: Send + 'static,
     {
         // A drained worker stops computing: whoever asked asks somebody else, and gets the same files.
         let cancelled = self.shutdown.child_token();
         let guard = cancelled.clone().drop_guard();
-        let (messages, stream) = tokio::sync::mpsc::channel(4);
+        let (messages, stream) = mpsc::channel(4);
         let gate = Arc::clone(&self.gate);
         let driver = Driver { messages, cancelled, shutdown: self.shutdown.clone() };
         tokio::spawn(driver.drive(gate, work, wrap));
@@ -89,17 +102,17 @@ impl Jobs {
 
 /// Passes what the work says on to the stream.
 struct Driver<M> {
-    messages: tokio::sync::mpsc::Sender<Result<M, Status>>,
+    messages: mpsc::Sender<Result<M, Status>>,
     cancelled: CancellationToken,
     shutdown: CancellationToken,
 }
 
 impl<M: Send + 'static> Driver<M> {
-    async fn drive<R: Send + 'static>(
+    async fn drive<R: Send + 'static, S: Send + 'static>(
         self,
         gate: Arc<Semaphore>,
-        work: impl FnOnce(&JobContext) -> Result<R, Status> + Send + 'static,
-        wrap: impl Fn(Update<R>) -> M + Send + 'static,
+        work: impl FnOnce(&JobContext<S>) -> Result<R, Status> + Send + 'static,
+        wrap: impl Fn(Update<R, S>) -> M + Send + 'static,
     ) {
         let waiting = Progress { phase: "wait".to_owned(), ..Progress::default() };
         let (progress, mut latest) = watch::channel(waiting.clone());
@@ -117,7 +130,8 @@ impl<M: Send + 'static> Driver<M> {
                 _ = beat.tick() => if self.messages.send(Ok(wrap(Update::Progress(waiting.clone())))).await.is_err() { return },
             }
         };
-        let context = JobContext { progress, cancelled: self.cancelled.clone() };
+        let (saved, mut saves) = mpsc::unbounded_channel();
+        let context = JobContext { progress, saved, cancelled: self.cancelled.clone() };
         let span = Span::current();
         let (sender, result) = tokio::sync::oneshot::channel();
         let spawned = thread::Builder::new().name("job".to_owned()).spawn(move || {
@@ -132,12 +146,19 @@ impl<M: Send + 'static> Driver<M> {
         loop {
             tokio::select! {
                 biased;
+                // Before the result, or the last of what was saved would be lost.
+                Some(saved) = saves.recv() => {
+                    if self.messages.send(Ok(wrap(Update::Saved(saved)))).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
                 outcome = &mut result => {
                     let outcome = outcome.unwrap_or_else(|_| Err(Status::internal("the job panicked; see the log of the worker")));
                     return self.finish(outcome.map(|done| wrap(Update::Done(done)))).await;
                 }
                 _ = beat.tick() => {}
-                changed = latest.changed() => if changed.is_err() { continue },
+                Ok(()) = latest.changed() => {}
             }
             let progress = latest.borrow_and_update().clone();
             if self.messages.send(Ok(wrap(Update::Progress(progress)))).await.is_err() {
@@ -184,11 +205,27 @@ mod tests {
     #[tokio::test]
     async fn work_reports_progress_and_ends_in_its_result() {
         let jobs = Jobs::new(CancellationToken::new());
-        let work = |context: &JobContext| {
+        let (go_on, wait) = std::sync::mpsc::channel();
+        let work = move |context: &JobContext<u8>| {
             context.progress(Progress { done: 3, ..Progress::default() })?;
+            context.saved(1)?;
+            context.saved(2)?;
+            let _ = wait.recv();
             Ok(42)
         };
-        let updates: Vec<_> = jobs.start(work, |update| update).collect().await;
+        let mut stream = jobs.start(work, |update| update);
+        let mut updates = Vec::new();
+        while let Some(update) = stream.next().await {
+            if matches!(update, Ok(Update::Saved(2))) {
+                go_on.send(()).unwrap();
+            }
+            updates.push(update);
+        }
+        let saved = updates.iter().filter_map(|update| match update {
+            Ok(Update::Saved(saved)) => Some(*saved),
+            _ => None,
+        });
+        assert_eq!(saved.collect::<Vec<_>>(), [1, 2]);
         assert!(matches!(updates.last(), Some(Ok(Update::Done(42)))));
     }
 
@@ -196,7 +233,7 @@ mod tests {
     async fn a_dropped_stream_cancels_the_work_and_a_panic_is_an_error() {
         let jobs = Jobs::new(CancellationToken::new());
         let (ended, wait) = tokio::sync::oneshot::channel();
-        let endless = move |context: &JobContext| {
+        let endless = move |context: &JobContext<()>| {
             while context.progress(Progress::default()).is_ok() {
                 thread::yield_now();
             }
@@ -207,7 +244,7 @@ mod tests {
         assert!(stream.next().await.is_some());
         drop(stream);
         wait.await.unwrap();
-        let outcome = jobs.start(|_| -> Result<(), Status> { std::panic::panic_any("oh") }, |update| update);
+        let outcome = jobs.start(|_: &JobContext| -> Result<(), Status> { std::panic::panic_any("oh") }, |update| update);
         let last = outcome.collect::<Vec<_>>().await.pop().unwrap();
         assert_eq!(last.unwrap_err().code(), tonic::Code::Internal);
     }

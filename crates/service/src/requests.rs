@@ -12,11 +12,11 @@ use tonic::Status;
 pub fn volume_status(error: &VolumeError) -> Status {
     let message = error.to_string();
     match error {
-        VolumeError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Status::resource_exhausted(message),
+        full if full.is_full() => Status::resource_exhausted(message),
         VolumeError::Io { .. } => Status::internal(message),
         VolumeError::Corrupt { .. } | VolumeError::Missing(_) => Status::data_loss(message),
         VolumeError::Outside(_) => Status::invalid_argument(message),
-        VolumeError::Owned { .. } => Status::failed_precondition(message),
+        VolumeError::Owned { .. } | VolumeError::Lost { .. } => Status::failed_precondition(message),
     }
 }
 

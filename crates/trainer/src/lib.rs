@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Train ─► list uniform over clusters ─► augmented batches ahead ─► SGD steps ─► checkpoint.safetensors ─► result
+//!                                                                     └── saved now and then, to go on from
 //! ```
 #![forbid(unsafe_code)]
 
@@ -70,6 +71,7 @@ impl TrainerRpc for Rpc {
         let wrap = |update| {
             let update = match update {
                 Update::Progress(progress) => train_response::Update::Progress(progress),
+                Update::Saved(saved) => train_response::Update::Saved(saved),
                 Update::Done(result) => train_response::Update::Result(result),
             };
             TrainResponse { update: Some(update) }

@@ -1,81 +1,163 @@
 //! One epoch of training, from request to result.
 
 use crate::Place;
-use deepcluster_domain::{EpochId, Seeds};
-use deepcluster_images::{Batch, BatchLoader, Request, View, sampler};
+use deepcluster_domain::{EpochId, SaveEvery, Seeds};
+use deepcluster_images::{Batch, BatchLoader, LoaderOptions, Request, View, sampler};
+use deepcluster_network::checkpoint::TrainingProgress;
 use deepcluster_network::{Network, NetworkError, Runtime, SgdOptions, TrainingPass};
 use deepcluster_proto::FieldError;
-use deepcluster_proto::v1::{Progress, SkippedImage, TrainRequest, TrainResult};
+use deepcluster_proto::v1::{File, Progress, SkippedImage, TrainRequest, TrainResult, TrainSaved};
 use deepcluster_service::JobContext;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
-use deepcluster_volume::{image_list, npy};
-use std::collections::{BTreeMap, HashSet};
+use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::publish::TEMPORARY;
+use deepcluster_volume::{Volume, npy};
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::Instant;
 use tonic::Status;
 use tracing::info;
 
 /// Trains one epoch and publishes its checkpoint.
-pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext) -> Result<TrainResult, Status> {
+pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<TrainSaved>) -> Result<TrainResult, Status> {
     requests::run_and_epoch(&request.run_id, request.epoch)?;
     let spec = requests::network_spec(request.network.as_ref(), request.seed)?;
     let output = requests::output(&place.volume, &request.output)?;
     let sgd = sgd_of(request)?;
-    let images = request.images.as_ref().ok_or_else(|| FieldError::new("images", "is missing"))?;
-    let folder = requests::images_folder(&place.images, &images.root)?;
-    let list = requests::verified(&place.volume, "images.list", images.list.as_ref())?;
-    let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
-    let labels = requests::verified(&place.volume, "labels", request.labels.as_ref())?;
-    let labels = npy::read_i32(&labels).map_err(|error| volume_status(&error))?;
-    if labels.len() != entries.len() || labels.iter().any(|label| *label >= request.k as i32) {
-        return Err(FieldError::new("labels", "are not those of these images and k").into());
-    }
-    let seeds = Seeds::new(request.seed, EpochId(request.epoch));
-    let order = sampler::uniform_over_clusters(&labels, request.reassign, seeds);
-    let total = order.len() as u64;
+    let mut saver = Saver::of(place, request)?;
+    let lesson = Lesson::of(place, request)?;
+    let total = lesson.order.len() as u64;
     tell(context, "load", 0, total, 0.0)?;
 
-    let checkpoint = request.network.as_ref().and_then(|network| network.checkpoint.as_ref());
-    let checkpoint = checkpoint.map(|file| requests::verified(&place.volume, "network.checkpoint", Some(file))).transpose()?;
+    let verified = |field, file: Option<&File>| file.map(|file| requests::verified(&place.volume, field, Some(file))).transpose();
+    let checkpoint = verified("network.checkpoint", request.network.as_ref().and_then(|network| network.checkpoint.as_ref()))?;
+    let saved = verified("saved", request.saved.as_ref())?;
     let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(status)?;
-    let network = Network::load(&spec, runtime, checkpoint.as_deref()).map_err(status)?;
-    let mut pass = TrainingPass::start(network, request.k, sgd, seeds, checkpoint.as_deref()).map_err(status)?;
-    let wanted = order.iter().enumerate().map(|(step, image)| Request {
-        path: Some(folder.join(entries[*image].as_path())),
-        view: View::Random { seeds, step: step as u64 },
-    });
-    let batches = BatchLoader::start(wanted.collect(), request.batch as usize, spec.image_size, place.threads)
-        .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-
-    let mut skipped = BTreeMap::new();
-    let (mut loss_sum, mut n_images) = (0.0, 0_u64);
-    for (step, mut batch) in (0_u64..).zip(batches) {
-        let mut targets: Vec<i64> =
-            order[batch.first..batch.first + batch.len].iter().map(|image| i64::from(labels[*image])).collect();
+    let network = Network::load(&spec, runtime, saved.as_deref().or(checkpoint.as_deref())).map_err(status)?;
+    let (mut pass, mut progress) = match &saved {
+        Some(saved) => TrainingPass::go_on(network, request.k, sgd, lesson.seeds, saved).map_err(status)?,
+        None => {
+            let pass = TrainingPass::start(network, request.k, sgd, lesson.seeds, checkpoint.as_deref()).map_err(status)?;
+            (pass, TrainingProgress::default())
+        }
+    };
+    let skip = progress.steps as usize;
+    let options = LoaderOptions { batch: request.batch as usize, size: spec.image_size, threads: place.threads, skip };
+    let batches =
+        BatchLoader::start(lesson.requests(), options).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    for (step, mut batch) in (progress.steps..).zip(batches) {
+        let drawn = &lesson.order[batch.first..batch.first + batch.len];
+        let mut targets: Vec<i64> = drawn.iter().map(|image| i64::from(lesson.labels[*image])).collect();
         // An image may be drawn many times.
         for (at, why) in &batch.unreadable {
-            skipped.entry(order[*at]).or_insert_with(|| why.to_string());
+            progress.skipped.entry(lesson.order[*at] as u64).or_insert_with(|| why.to_string());
         }
         drop_unreadable(&mut batch, &mut targets);
         // Batch norm cannot learn from one image.
         if targets.len() >= 2 {
             let loss = pass.step(&batch.pixels, &targets, step).map_err(status)?;
             if !loss.is_finite() {
-                return Err(status(NetworkError::NotFinite { step }));
+                return Err(status(NetworkError::NotFinite { what: "the loss is", step }));
             }
-            loss_sum += loss * targets.len() as f64;
-            n_images += targets.len() as u64;
+            progress.loss_sum += loss * targets.len() as f64;
+            progress.n_images += targets.len() as u64;
         }
-        tell(context, "images", (batch.first + batch.len) as u64, total, loss_sum / n_images.max(1) as f64)?;
+        progress.steps = step + 1;
+        let done = (batch.first + batch.len) as u64;
+        tell(context, "images", done, total, progress.loss_sum / progress.n_images.max(1) as f64)?;
+        if done < total {
+            saver.save_if_due(&pass, &progress, context)?;
+        }
     }
-    if n_images == 0 {
+    if progress.n_images == 0 {
         return Err(Status::failed_precondition("there was nothing to train on: of the images drawn, none could be read"));
     }
-    tell(context, "write", total, total, loss_sum / n_images as f64)?;
+    let loss = progress.loss_sum / progress.n_images as f64;
+    tell(context, "write", total, total, loss)?;
     let digest = pass.publish(&output).map_err(status)?;
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
-    let loss = loss_sum / n_images as f64;
-    info!(epoch = request.epoch, images = n_images, loss, "epoch trained");
-    let skipped = skipped.into_iter().map(|(index, reason)| SkippedImage { index: index as u64, reason }).collect();
-    Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images, skipped })
+    info!(epoch = request.epoch, images = progress.n_images, loss, "epoch trained");
+    let skipped = progress.skipped.into_iter().map(|(index, reason)| SkippedImage { index, reason }).collect();
+    Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images: progress.n_images, skipped })
+}
+
+/// Which images are shown in which order, and as what.
+struct Lesson {
+    folder: PathBuf,
+    entries: Vec<ImageEntry>,
+    labels: Vec<i32>,
+    /// Rows of `entries`.
+    order: Vec<usize>,
+    seeds: Seeds,
+}
+
+impl Lesson {
+    fn of(place: &Place, request: &TrainRequest) -> Result<Self, Status> {
+        let images = request.images.as_ref().ok_or_else(|| FieldError::new("images", "is missing"))?;
+        let folder = requests::images_folder(&place.images, &images.root)?;
+        let list = requests::verified(&place.volume, "images.list", images.list.as_ref())?;
+        let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
+        let labels = requests::verified(&place.volume, "labels", request.labels.as_ref())?;
+        let labels = npy::read_i32(&labels).map_err(|error| volume_status(&error))?;
+        if labels.len() != entries.len() || labels.iter().any(|label| *label >= request.k as i32) {
+            return Err(FieldError::new("labels", "are not those of these images and k").into());
+        }
+        let seeds = Seeds::new(request.seed, EpochId(request.epoch)).retried(request.retry);
+        let order = sampler::uniform_over_clusters(&labels, request.reassign, seeds);
+        Ok(Self { folder, entries, labels, order, seeds })
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        let request = |(step, image): (usize, &usize)| {
+            let entry = &self.entries[*image];
+            let view = View::Random { seeds: self.seeds, step: step as u64 };
+            Request { path: Some(self.folder.join(entry.as_path())), bytes: entry.bytes, view }
+        };
+        self.order.iter().enumerate().map(request).collect()
+    }
+}
+
+/// Saves an epoch of training on its way.
+struct Saver<'a> {
+    volume: &'a Volume,
+    /// How often and where to; none when it need not be saved.
+    wish: Option<(SaveEvery, &'a str)>,
+    last: Instant,
+}
+
+impl<'a> Saver<'a> {
+    fn of(place: &'a Place, request: &'a TrainRequest) -> Result<Self, Status> {
+        let wish = match request.save_every.as_str() {
+            "" => None,
+            every => {
+                let every = every.parse().map_err(|error| FieldError::new("save_every", error))?;
+                place.volume.resolve(&request.save_to).map_err(|error| FieldError::new("save_to", error))?;
+                Some((every, request.save_to.as_str()))
+            }
+        };
+        Ok(Self { volume: &place.volume, wish, last: Instant::now() })
+    }
+
+    fn save_if_due(
+        &mut self,
+        pass: &TrainingPass,
+        progress: &TrainingProgress,
+        context: &JobContext<TrainSaved>,
+    ) -> Result<(), Status> {
+        let Some((every, to)) = self.wish else { return Ok(()) };
+        let due = match every {
+            SaveEvery::Seconds(seconds) => self.last.elapsed().as_secs() >= u64::from(seconds),
+            SaveEvery::Steps(steps) => progress.steps.is_multiple_of(u64::from(steps)),
+        };
+        if !due {
+            return Ok(());
+        }
+        let path = self.volume.resolve(&format!("{to}.{}{TEMPORARY}", progress.steps)).map_err(|error| volume_status(&error))?;
+        let digest = pass.save(&path, progress).map_err(status)?;
+        let record = self.volume.record(&path, digest).map_err(|error| volume_status(&error))?;
+        self.last = Instant::now();
+        context.saved(TrainSaved { file: Some(file_to_wire(&record)), steps: progress.steps })
+    }
 }
 
 fn sgd_of(request: &TrainRequest) -> Result<SgdOptions, FieldError> {
@@ -109,13 +191,14 @@ fn drop_unreadable(batch: &mut Batch, targets: &mut Vec<i64>) {
     });
 }
 
-fn tell(context: &JobContext, phase: &str, done: u64, total: u64, loss: f64) -> Result<(), Status> {
+fn tell(context: &JobContext<TrainSaved>, phase: &str, done: u64, total: u64, loss: f64) -> Result<(), Status> {
     context.progress(Progress { phase: phase.to_owned(), done, total, loss })
 }
 
 fn status(error: NetworkError) -> Status {
-    if let NetworkError::Volume(error) = &error {
-        return volume_status(error);
+    match &error {
+        NetworkError::Volume(error) => volume_status(error),
+        NetworkError::NotFinite { .. } => Status::out_of_range(error.to_string()),
+        _ => requests::work_status(&error, error.is_callers_fault()),
     }
-    requests::work_status(&error, error.is_callers_fault())
 }

@@ -28,6 +28,14 @@ pub enum VolumeError {
     /// A path from a request that is absolute, empty, or leaves its root.
     #[error("path '{0}' is not a plain path below its root")]
     Outside(String),
+    /// This process owned the volume and was taken for dead; nothing more may be written.
+    #[error("{path} was taken over by {owner}")]
+    Lost {
+        /// The volume.
+        path: PathBuf,
+        /// Host, process and start of the new owner.
+        owner: String,
+    },
     /// Another coordinator owns the volume.
     #[error("{path} is already owned by {owner}")]
     Owned {
@@ -45,6 +53,12 @@ impl VolumeError {
             io::ErrorKind::NotFound => Self::Missing(path.to_owned()),
             _ => Self::Io { path: path.to_owned(), source },
         }
+    }
+
+    /// Whether the volume has no room left.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
     /// A file whose content is wrong.

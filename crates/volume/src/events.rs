@@ -1,7 +1,8 @@
 //! `events.jsonl`: what happened in a run, one JSON object a line, numbered from 0.
 
-use crate::VolumeError;
-use crate::publish::{parent, sync_folder};
+use crate::crash::step;
+use crate::publish::{parent, publish_bytes, sync_folder};
+use crate::{VolumeError, lock};
 use serde_json::{Map, Value, json};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -19,6 +20,27 @@ pub struct Event {
     pub json: String,
 }
 
+/// How much an event should worry whoever reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// As it should be.
+    Info,
+    /// Something went wrong and was survived, or will if nothing is done.
+    Warning,
+    /// The run stopped because of it.
+    Error,
+}
+
+impl Severity {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// The open log of one run.
 pub struct EventLog {
     path: PathBuf,
@@ -34,37 +56,57 @@ impl EventLog {
     /// # Errors
     /// When it cannot be read or written, or a line in its middle is no event.
     pub fn open(path: &Path) -> Result<(Self, Vec<Event>), VolumeError> {
-        let text = match fs::read(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            other => other.map_err(VolumeError::io(path))?,
-        };
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let mut events = Vec::new();
-        for line in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            let number = events.len() as u64;
-            let event = parse(line, number);
-            events.push(event.ok_or_else(|| VolumeError::corrupt(path, format!("line {} is no event", number + 1)))?);
-        }
+        let (events, bytes) = whole_lines(path)?;
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(VolumeError::io(path))?;
         sync_folder(parent(path))?;
-        let mut log = Self { path: path.to_owned(), file, bytes: whole as u64, next: events.len() as u64 };
+        let mut log = Self { path: path.to_owned(), file, bytes, next: events.len() as u64 };
         log.cut_off()?;
         Ok((log, events))
     }
 
-    /// Adds a line durably. `body` must be an object; `event`, `number` and `time` come before its members.
+    /// Reads a run's log without touching it.
+    ///
+    /// # Errors
+    /// As [`EventLog::open`]; when its last line is torn.
+    pub fn read(path: &Path) -> Result<Vec<Event>, VolumeError> {
+        let (events, bytes) = whole_lines(path)?;
+        let found = fs::metadata(path).map_err(VolumeError::io(path))?.len();
+        if found == bytes { Ok(events) } else { Err(VolumeError::corrupt(path, "its last line is torn")) }
+    }
+
+    /// Keeps of a damaged log the lines that are events, numbered anew.
+    ///
+    /// # Errors
+    /// When the log cannot be read or written.
+    pub fn salvage(path: &Path) -> Result<(), VolumeError> {
+        let text = fs::read(path).map_err(VolumeError::io(path))?;
+        let events = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Map<String, Value>>(line).ok());
+        let events = events.filter(|event| event.get("event").is_some_and(Value::is_string));
+        let mut good = Vec::new();
+        for (number, mut event) in events.enumerate() {
+            event.insert("number".to_owned(), json!(number));
+            good.extend_from_slice(Value::Object(event).to_string().as_bytes());
+            good.push(b'\n');
+        }
+        publish_bytes(path, &good).map(drop)
+    }
+
+    /// Adds a line durably. `body` must be an object; `event`, `number`, `time` and `severity` come before its members.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn append(&mut self, kind: &str, body: Value) -> Result<Event, VolumeError> {
+    pub fn append(&mut self, kind: &str, severity: Severity, body: Value) -> Result<Event, VolumeError> {
         let mut object = Map::new();
         object.insert("event".to_owned(), json!(kind));
         object.insert("number".to_owned(), json!(self.next));
         object.insert("time".to_owned(), json!(seconds_since_1970()));
+        object.insert("severity".to_owned(), json!(severity.as_str()));
         if let Value::Object(members) = body {
             object.extend(members);
         }
         let json = Value::Object(object).to_string();
+        step("appending", &self.path);
+        lock::check(&self.path)?;
         // What an earlier append that failed may have left.
         self.cut_off()?;
         let line = format!("{json}\n");
@@ -74,6 +116,7 @@ impl EventLog {
             let _ = self.cut_off();
             return Err(VolumeError::io(&self.path)(error));
         }
+        step("appended", &self.path);
         self.bytes += line.len() as u64;
         let event = Event { number: self.next, kind: kind.to_owned(), json };
         self.next += 1;
@@ -95,6 +138,22 @@ pub fn seconds_since_1970() -> f64 {
     millis as f64 / 1000.0
 }
 
+/// The events of a log, and the length of its whole lines.
+fn whole_lines(path: &Path) -> Result<(Vec<Event>, u64), VolumeError> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        other => other.map_err(VolumeError::io(path))?,
+    };
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let mut events = Vec::new();
+    for line in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let number = events.len() as u64;
+        let event = parse(line, number);
+        events.push(event.ok_or_else(|| VolumeError::corrupt(path, format!("line {} is no event", number + 1)))?);
+    }
+    Ok((events, whole as u64))
+}
+
 fn parse(line: &[u8], number: u64) -> Option<Event> {
     let value: Value = serde_json::from_slice(line).ok()?;
     if value.get("number")?.as_u64()? != number {
@@ -114,18 +173,26 @@ mod tests {
         let path = folder.path().join("events.jsonl");
         let (mut log, events) = EventLog::open(&path).unwrap();
         assert!(events.is_empty());
-        log.append("run", json!({"state": "running"})).unwrap();
-        let second = log.append("epoch", json!({"epoch": 0, "nmi_last": null})).unwrap();
+        log.append("run", Severity::Info, json!({"state": "running"})).unwrap();
+        let second = log.append("epoch", Severity::Warning, json!({"epoch": 0, "nmi_last": null})).unwrap();
         assert!(second.json.starts_with("{\"event\":\"epoch\",\"number\":1,\"time\":"));
+        assert!(second.json.contains("\"severity\":\"warning\",\"epoch\":0"));
         log.file.write_all(b"{\"event\":\"epo").unwrap();
         drop(log);
         let (mut log, events) = EventLog::open(&path).unwrap();
         assert_eq!(events.len(), 2);
         assert_eq!(events[1], second);
-        assert_eq!(log.append("run", json!({})).unwrap().number, 2);
+        assert_eq!(log.append("run", Severity::Error, json!({})).unwrap().number, 2);
         // An append that failed half-way leaves as much.
         log.file.write_all(b"{\"event\":").unwrap();
-        assert_eq!(log.append("run", json!({})).unwrap().number, 3);
+        assert_eq!(log.append("run", Severity::Error, json!({})).unwrap().number, 3);
         assert_eq!(EventLog::open(&path).unwrap().1.len(), 4);
+        // What somebody else did to its middle.
+        let mut lines: Vec<String> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+        lines[1].truncate(9);
+        publish_bytes(&path, lines.join("\n").as_bytes()).unwrap();
+        assert!(EventLog::read(&path).unwrap_err().to_string().contains("line 2 is no event"));
+        EventLog::salvage(&path).unwrap();
+        assert_eq!(EventLog::read(&path).unwrap().len(), 3);
     }
 }

@@ -85,6 +85,21 @@ impl Volume {
         self.record(path, publish::digest(path)?)
     }
 
+    /// Gives a file that a worker has made under a temporary name its own; the record of what it is then.
+    ///
+    /// # Errors
+    /// [`VolumeError::Corrupt`] or [`VolumeError::Missing`] when the file is not as long as the record says, or not there.
+    pub fn adopt(&self, staged: &FileRecord, target: &Path) -> Result<FileRecord, VolumeError> {
+        let path = self.resolve(&staged.path)?;
+        let bytes = fs::metadata(&path).map_err(VolumeError::io(&path))?.len();
+        if bytes != staged.bytes {
+            return Err(VolumeError::corrupt(&path, format!("has {bytes} bytes, not {}", staged.bytes)));
+        }
+        let record = FileRecord { path: self.relative(target)?, ..staged.clone() };
+        publish::adopt(&path, target)?;
+        Ok(record)
+    }
+
     /// The place of a recorded file, after its size and checksum were found right.
     ///
     /// # Errors
@@ -224,6 +239,39 @@ impl EpochFolder {
     /// Pseudo-labels.
     pub fn labels(&self) -> PathBuf {
         self.path.join("labels.npy")
+    }
+
+    /// Squared distances to the own centroid.
+    pub fn distances(&self) -> PathBuf {
+        self.path.join("distances.npy")
+    }
+
+    /// Centroids in the whitened space.
+    pub fn centroids(&self) -> PathBuf {
+        self.path.join("centroids.npy")
+    }
+
+    /// Mean and projection of the whitening.
+    pub fn whiten(&self) -> PathBuf {
+        self.path.join("whiten.safetensors")
+    }
+
+    /// Where training stood after so many steps of the epoch.
+    pub fn training(&self, steps: u64) -> PathBuf {
+        self.path.join(format!("training-{steps:08}.safetensors"))
+    }
+
+    /// Everything that training saved on its way.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn trainings(&self) -> Result<Vec<PathBuf>, VolumeError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(VolumeError::io(&self.path))? {
+            let entry = entry.map_err(VolumeError::io(&self.path))?;
+            found.extend(entry.file_name().to_str().is_some_and(|name| name.starts_with("training-")).then(|| entry.path()));
+        }
+        Ok(found)
     }
 
     /// Weights and optimizer state.

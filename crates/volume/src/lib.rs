@@ -2,12 +2,15 @@
 //! verified before it is trusted.
 //!
 //! ```text
-//! <volume>/.owner                   the coordinator that owns the volume (advisory lock)
+//! <volume>/.owner                   the coordinator that owns the volume, and its token
+//! <volume>/.reserve                 room for the word that the volume is full
 //! <volume>/runs/<run-id>/
 //!   run.json  images.csv  events.jsonl  labels.csv
 //!   epochs/0007/
 //!     features/00003.npy            until the epoch is committed
 //!     pending.json                  what of the epoch is done, until it is committed
+//!     training-00000200.safetensors where training stood, until it is done
+//!     .*.tmp                        what somebody is writing, or was when it died
 //!     labels.npy distances.npy whiten.safetensors centroids.npy checkpoint.safetensors
 //!     epoch.json                    the commit point: sizes and checksums of the five files above
 //! ```
@@ -16,6 +19,7 @@
 //! the one file that grows in place is `events.jsonl`, a line at a time. What no manifest names does not exist.
 #![forbid(unsafe_code)]
 
+mod crash;
 pub mod error;
 pub mod events;
 pub mod image_list;
@@ -24,7 +28,10 @@ pub mod lock;
 pub mod npy;
 pub mod publish;
 pub mod records;
+pub mod space;
+mod spec_record;
 pub mod tensors;
+pub mod verify;
 
 pub use error::VolumeError;
 pub use layout::{EpochFolder, RunFolder, Volume};

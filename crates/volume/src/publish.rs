@@ -1,6 +1,7 @@
 //! The one way files are written: temporary name beside the target, fsync, rename, fsync of the folder.
 
-use crate::VolumeError;
+use crate::crash::step;
+use crate::{VolumeError, lock};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -36,19 +37,20 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Starts a file that will appear at `target`, making its folder if need be.
+    /// Starts a file that will appear at `target`, whose folder must be there: a worker that wakes up long after its work
+    /// was given to another finds the folder gone, and must not bring it back.
     ///
     /// # Errors
-    /// When the folder or the temporary file cannot be made.
+    /// When the temporary file cannot be made.
     pub fn create(target: &Path) -> Result<Self, VolumeError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let folder = parent(target);
-        create_folder(folder)?;
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = folder.join(format!(".{name}.{}-{unique}{TEMPORARY}", std::process::id()));
         #[expect(clippy::disallowed_methods, reason = "this is the one place that writes")]
         let file = File::create(&temporary).map_err(VolumeError::io(&temporary))?;
+        step("created", target);
         Ok(Self {
             target: target.to_owned(),
             temporary,
@@ -68,12 +70,17 @@ impl AtomicFile {
         let failed = |error| VolumeError::io(&temporary)(error);
         if let Some(out) = self.out.take() {
             let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+            step("written", &self.target);
             file.sync_all().map_err(failed)?;
         }
+        step("synced", &self.target);
+        lock::check(&self.target)?;
         #[expect(clippy::disallowed_methods, reason = "this is the one place that renames")]
         fs::rename(&self.temporary, &self.target).map_err(VolumeError::io(&self.target))?;
         self.published = true;
+        step("renamed", &self.target);
         sync_folder(parent(&self.target))?;
+        step("published", &self.target);
         Ok(Digest { bytes: self.bytes, blake3: self.hasher.finalize().to_hex().to_string() })
     }
 }
@@ -112,14 +119,28 @@ pub struct Digest {
     pub blake3: String,
 }
 
-/// Publishes a small file in one go.
+/// Publishes a small file in one go, making its folder if need be.
 ///
 /// # Errors
 /// As [`AtomicFile`].
 pub fn publish_bytes(target: &Path, content: &[u8]) -> Result<Digest, VolumeError> {
+    create_folder(parent(target))?;
     let mut file = AtomicFile::create(target)?;
     file.write_all(content).map_err(VolumeError::io(target))?;
     file.commit()
+}
+
+/// Gives a file that a worker has published under a temporary name the name by which it counts.
+///
+/// # Errors
+/// When it is not there, or cannot be renamed.
+pub fn adopt(staged: &Path, target: &Path) -> Result<(), VolumeError> {
+    step("adopting", target);
+    lock::check(target)?;
+    #[expect(clippy::disallowed_methods, reason = "the second half of publishing")]
+    fs::rename(staged, target).map_err(VolumeError::io(staged))?;
+    step("adopted", target);
+    sync_folder(parent(target))
 }
 
 /// Size and checksum of a file that is there.
@@ -146,14 +167,17 @@ pub fn digest(path: &Path) -> Result<Digest, VolumeError> {
 /// # Errors
 /// When the rename or the deletion fails. What is not there is no error.
 pub fn remove(path: &Path) -> Result<(), VolumeError> {
+    lock::check(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let away = parent(path).join(format!(".{name}.removed{TEMPORARY}"));
     remove_any(&away)?;
+    step("removing", path);
     #[expect(clippy::disallowed_methods, reason = "the counterpart of publishing")]
     match fs::rename(path, &away) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(VolumeError::io(path))?,
     }
+    step("removed", path);
     remove_any(&away)
 }
 
@@ -181,6 +205,7 @@ pub fn sweep(folder: &Path) -> Result<(), VolumeError> {
 /// # Errors
 /// When that is not possible.
 pub fn create_folder(folder: &Path) -> Result<(), VolumeError> {
+    lock::check(folder)?;
     let failed = |source| VolumeError::Io { path: folder.to_owned(), source };
     let new: Vec<&Path> = folder.ancestors().take_while(|above| !above.is_dir()).collect();
     fs::create_dir_all(folder).map_err(failed)?;
@@ -218,6 +243,8 @@ mod tests {
     fn a_file_appears_whole_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("deep/er/labels.npy");
+        assert!(matches!(AtomicFile::create(&target), Err(VolumeError::Missing(_))));
+        create_folder(parent(&target)).unwrap();
         let mut file = AtomicFile::create(&target).unwrap();
         file.write_all(b"half of").unwrap();
         drop(file);
@@ -228,6 +255,17 @@ mod tests {
         assert_eq!(published, digest(&target).unwrap());
         assert_eq!(published.blake3, blake3::hash(b"all of it").to_hex().to_string());
         assert_eq!(published.bytes, 9);
+    }
+
+    #[test]
+    fn an_adopted_file_has_its_new_name_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (staged, target) = (folder.path().join(".a.7-1.tmp"), folder.path().join("a"));
+        publish_bytes(&target, b"old").unwrap();
+        publish_bytes(&staged, b"new").unwrap();
+        adopt(&staged, &target).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"new");
+        assert!(matches!(adopt(&staged, &target), Err(VolumeError::Missing(_))));
     }
 
     #[test]

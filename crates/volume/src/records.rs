@@ -2,8 +2,8 @@
 //! the domain may change without breaking a volume.
 
 use crate::publish::publish_bytes;
+pub use crate::spec_record::SpecRecord;
 use crate::{FileRecord, VolumeError};
-use deepcluster_domain::{RunSpec, SpecError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -83,105 +83,6 @@ impl std::fmt::Display for RunState {
     }
 }
 
-/// The persisted form of [`RunSpec`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "each field is the field of RunSpec with its name")]
-pub struct SpecRecord {
-    pub images: String,
-    pub k: String,
-    pub epochs: u32,
-    pub arch: String,
-    pub image_size: u32,
-    pub sobel: bool,
-    pub batch: u32,
-    pub lr: f64,
-    pub weight_decay: f64,
-    pub pca: u32,
-    pub reassign: f64,
-    pub seed: u64,
-    pub device: String,
-    pub precision: String,
-    pub feature_dtype: String,
-    pub max_skipped: f64,
-    pub keep_epochs: u32,
-    pub shard_images: u32,
-}
-
-impl From<&RunSpec> for SpecRecord {
-    fn from(spec: &RunSpec) -> Self {
-        // Destructured, so that a new field cannot be forgotten here.
-        let RunSpec {
-            images,
-            k,
-            epochs,
-            architecture,
-            image_size,
-            sobel,
-            batch,
-            learning_rate,
-            weight_decay,
-            pca,
-            reassign,
-            seed,
-            device,
-            precision,
-            feature_dtype,
-            max_skipped,
-            keep_epochs,
-            shard_images,
-        } = spec.clone();
-        Self {
-            images,
-            k: k.to_string(),
-            epochs,
-            arch: architecture.to_string(),
-            image_size,
-            sobel,
-            batch,
-            lr: learning_rate,
-            weight_decay,
-            pca,
-            reassign,
-            seed,
-            device: device.to_string(),
-            precision: precision.to_string(),
-            feature_dtype: feature_dtype.to_string(),
-            max_skipped,
-            keep_epochs,
-            shard_images,
-        }
-    }
-}
-
-impl TryFrom<SpecRecord> for RunSpec {
-    type Error = SpecError;
-
-    fn try_from(record: SpecRecord) -> Result<Self, SpecError> {
-        let spec = Self {
-            images: record.images,
-            k: record.k.parse()?,
-            epochs: record.epochs,
-            architecture: record.arch.parse()?,
-            image_size: record.image_size,
-            sobel: record.sobel,
-            batch: record.batch,
-            learning_rate: record.lr,
-            weight_decay: record.weight_decay,
-            pca: record.pca,
-            reassign: record.reassign,
-            seed: record.seed,
-            device: record.device.parse()?,
-            precision: record.precision.parse()?,
-            feature_dtype: record.feature_dtype.parse()?,
-            max_skipped: record.max_skipped,
-            keep_epochs: record.keep_epochs,
-            shard_images: record.shard_images,
-        };
-        spec.validate()?;
-        Ok(spec)
-    }
-}
-
 /// `pending.json`: what of an epoch is durably done. Written anew after every shard and every phase.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PendingEpoch {
@@ -197,12 +98,31 @@ pub struct PendingEpoch {
     pub clustering: Option<ClusteringRecord>,
     /// The training, once it is there.
     pub training: Option<TrainingRecord>,
+    /// What of the clustering is there before all of it is.
+    #[serde(default)]
+    pub clustering_so_far: ClusteringSoFar,
+    /// Where training stood when it last saved itself.
+    #[serde(default)]
+    pub training_so_far: Option<TrainingSoFar>,
+    /// How often training began anew with other random numbers, because numbers were no longer finite.
+    #[serde(default)]
+    pub retries: u32,
 }
 
 impl PendingEpoch {
     /// An epoch of which nothing is done.
     pub fn new(epoch: u32) -> Self {
-        Self { version: VERSION, epoch, shards: BTreeMap::new(), extract_s: 0.0, clustering: None, training: None }
+        Self {
+            version: VERSION,
+            epoch,
+            shards: BTreeMap::new(),
+            extract_s: 0.0,
+            clustering: None,
+            training: None,
+            clustering_so_far: ClusteringSoFar::default(),
+            training_so_far: None,
+            retries: 0,
+        }
     }
 }
 
@@ -231,6 +151,28 @@ pub struct ClusteringRecord {
     /// Dimensions that had variance.
     pub dims: u32,
     /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// The finished phases of a clustering.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusteringSoFar {
+    /// Mean and projection.
+    pub whiten: Option<FileRecord>,
+    /// Centroids in the whitened space.
+    pub centroids: Option<FileRecord>,
+    /// Seconds that they took.
+    pub seconds: f64,
+}
+
+/// Training inside an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingSoFar {
+    /// Everything that it goes on from.
+    pub file: FileRecord,
+    /// Steps done.
+    pub steps: u64,
+    /// Seconds that they took.
     pub seconds: f64,
 }
 
@@ -297,6 +239,9 @@ pub struct EpochScores {
     pub nonempty: usize,
     /// Share of the largest cluster.
     pub largest_share: f64,
+    /// exp of the entropy of the cluster sizes; none in epochs that are older than this figure.
+    #[serde(default)]
+    pub effective_clusters: Option<f64>,
     /// NMI with the labels of the epoch before; none in the first.
     pub nmi_last: Option<f64>,
     /// NMI with the folder classes; none when the images lie in no class folders.
@@ -349,14 +294,6 @@ pub fn read_record<R: Versioned>(path: &Path) -> Result<R, VolumeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_spec_survives_the_volume() {
-        let spec = RunSpec { k: "37".parse().unwrap(), learning_rate: 0.1 + 0.2, seed: u64::MAX, ..RunSpec::default() };
-        let text = serde_json::to_string(&SpecRecord::from(&spec)).unwrap();
-        let record: SpecRecord = serde_json::from_str(&text).unwrap();
-        assert_eq!(RunSpec::try_from(record), Ok(spec));
-    }
 
     #[test]
     fn records_of_other_versions_and_torn_files_are_refused() {

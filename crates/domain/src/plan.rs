@@ -1,7 +1,7 @@
 //! What the networks look like: layers as data, with the names that their weights have in a PyTorch state_dict.
 
-use deepcluster_domain::Architecture;
-use deepcluster_domain::geometry::{HIDDEN, embedding_width, feature_map_side};
+use crate::Architecture;
+use crate::geometry::{HIDDEN, embedding_width, feature_map_side};
 
 /// One layer, or a few that belong together.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,219 @@
+//! The three phases of an epoch: what is asked of whom, and what becomes of the answers.
+
+use crate::epoch::{EpochRunner, failed};
+use crate::extraction::{Extraction, Shards};
+use crate::images;
+use deepcluster_domain::ShardId;
+use deepcluster_domain::spec::{KMEANS_ITERATIONS, MOMENTUM};
+use deepcluster_proto::v1;
+use deepcluster_proto::v1::cluster_saved::File as Phase;
+use deepcluster_service::requests::{file_to_wire, record_of};
+use deepcluster_volume::events::Severity;
+use deepcluster_volume::publish;
+use deepcluster_volume::records::{ClusteringRecord, ShardRecord, TrainingRecord, TrainingSoFar};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+use tonic::{Code, Status};
+
+/// How often an epoch may begin its training anew because numbers were no longer finite.
+const MOST_RETRIES: u32 = 1;
+
+impl EpochRunner<'_> {
+    pub(crate) async fn extract(&mut self, shards: &[ShardId]) -> Result<(), Status> {
+        self.phase("extract", json!({"shards": shards.len()}))?;
+        let (start, seconds_before) = (Instant::now(), self.pending().extract_s);
+        let list = self.image_list()?;
+        let under_way = Mutex::new(BTreeMap::new());
+        let under_way = || under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = |shard: ShardId, progress: v1::Progress| {
+            under_way().insert(shard, progress.done);
+            let done: u64 = self.pending().shards.keys().map(|shard| self.shard_rows(ShardId(*shard)).1).sum();
+            let done = done + under_way().values().sum::<u64>();
+            let total = self.images.len() as u64;
+            self.tell("extract", v1::Progress { phase: "images".into(), done, total, loss: 0.0 });
+        };
+        let done = |shard: ShardId, result: v1::ExtractResult| {
+            let staged = record_of("features", result.features.as_ref())?;
+            let features = self.adopt(&staged, &self.folder.shard(shard))?;
+            let skipped = result.skipped.into_iter().map(|image| (image.index, image.reason)).collect();
+            under_way().remove(&shard);
+            self.note(|pending| {
+                pending.shards.insert(shard.0, ShardRecord { features, skipped });
+                pending.extract_s = seconds_before + start.elapsed().as_secs_f64();
+            })
+        };
+        let request = |shard: ShardId| self.extract_request(shard, list.clone());
+        let (stop, fault) = (self.run.stop_token(), |status: &Status| self.fault("extractor", status));
+        let call = self.call(&stop, &|_| {}, &fault);
+        let shards = Extraction::new(shards.to_vec(), call, Shards { request: &request, progress: &progress, done: &done });
+        shards.run(&self.workshop.workers).await?;
+        self.note_skipped()
+    }
+
+    pub(crate) async fn cluster(&mut self) -> Result<(), Status> {
+        let k = self.run.record().resolved.k;
+        self.phase("cluster", json!({"k": k}))?;
+        let (start, seconds_before) = (Instant::now(), self.pending().clustering_so_far.seconds);
+        let seconds = || seconds_before + start.elapsed().as_secs_f64();
+        let saved = |saved: v1::ClusterSaved| match saved.file {
+            Some(Phase::Whiten(file)) => {
+                let whiten = self.adopt(&record_of("whiten", Some(&file))?, &self.folder.whiten())?;
+                self.note(|pending| {
+                    pending.clustering_so_far.whiten = Some(whiten);
+                    pending.clustering_so_far.seconds = seconds();
+                })
+            }
+            Some(Phase::Centroids(file)) => {
+                let centroids = self.adopt(&record_of("centroids", Some(&file))?, &self.folder.centroids())?;
+                self.note(|pending| {
+                    pending.clustering_so_far.centroids = Some(centroids);
+                    pending.clustering_so_far.seconds = seconds();
+                })
+            }
+            None => Err(Status::internal("the clusterer saved nothing")),
+        };
+        let (stop, fault) = (self.run.stop_token(), |status: &Status| self.fault("clusterer", status));
+        let told = |progress| self.tell("cluster", progress);
+        let call = self.call(&stop, &told, &fault);
+        let clusterer = &self.workshop.workers.clusterer;
+        let result = call.cluster(clusterer, &|| self.cluster_request(k), &saved).await?;
+        let so_far = self.pending().clustering_so_far;
+        let (Some(whiten), Some(centroids)) = (so_far.whiten, so_far.centroids) else {
+            return Err(Status::internal("the clusterer ended without whitening or centroids"));
+        };
+        let labels = self.adopt(&record_of("labels", result.labels.as_ref())?, &self.folder.labels())?;
+        let distances = self.adopt(&record_of("distances", result.distances.as_ref())?, &self.folder.distances())?;
+        let (objective, dims) = (result.objective, result.dims);
+        let clustering = ClusteringRecord { labels, distances, whiten, centroids, objective, dims, seconds: seconds() };
+        self.note(|pending| {
+            pending.training = None;
+            pending.training_so_far = None;
+            pending.clustering = Some(clustering);
+        })
+    }
+
+    pub(crate) async fn train(&mut self) -> Result<(), Status> {
+        let before = self.pending().training_so_far;
+        self.phase("train", json!({"from_step": before.as_ref().map_or(0, |before| before.steps)}))?;
+        let (start, seconds_before) = (Instant::now(), before.map_or(0.0, |before| before.seconds));
+        let seconds = || seconds_before + start.elapsed().as_secs_f64();
+        let saved = |saved: v1::TrainSaved| {
+            let steps = saved.steps;
+            let file = self.adopt(&record_of("saved", saved.file.as_ref())?, &self.folder.training(steps))?;
+            let before = self.pending().training_so_far.filter(|before| before.steps != steps);
+            self.note(|pending| pending.training_so_far = Some(TrainingSoFar { file, steps, seconds: seconds() }))?;
+            // Only now: a crash in between finds the one that the record names.
+            before.map_or(Ok(()), |before| publish::remove(&self.folder.training(before.steps)).map_err(failed))
+        };
+        let (stop, fault) = (self.run.stop_token(), |status: &Status| self.fault("trainer", status));
+        let told = |progress| self.tell("train", progress);
+        let call = self.call(&stop, &told, &fault);
+        let result = call.train(&self.workshop.workers.trainer, &|| self.train_request(), &saved).await;
+        let result = match result {
+            Err(status) if status.code() == Code::OutOfRange => return self.begin_anew(&status),
+            other => other?,
+        };
+        self.check_unread(&result)?;
+        let checkpoint = self.adopt(&record_of("checkpoint", result.checkpoint.as_ref())?, &self.folder.checkpoint())?;
+        let (loss, n_images) = (result.loss, result.n_images);
+        let training = TrainingRecord { checkpoint, loss, n_images, seconds: seconds() };
+        self.note(|pending| pending.training = Some(training))
+    }
+
+    /// Numbers are no longer finite: training goes back to where the epoch began and draws other random numbers, once.
+    fn begin_anew(&self, status: &Status) -> Result<(), Status> {
+        let pending = self.pending();
+        if pending.retries >= MOST_RETRIES {
+            let message = format!("training came to numbers that are not finite twice; the last time, {}", status.message());
+            return Err(Status::invalid_argument(message));
+        }
+        let message = format!("{}; going back to where the epoch began, with other random numbers", status.message());
+        let body = json!({
+            "epoch": self.epoch.0, "kind": "not-finite", "message": message,
+            "remedy": "lower --lr; look for images of one colour, or train with --precision f32",
+        });
+        self.run.event("warning", Severity::Warning, body).map_err(failed)?;
+        self.note(|pending| {
+            pending.retries += 1;
+            pending.training_so_far = None;
+        })?;
+        pending.training_so_far.map_or(Ok(()), |saved| publish::remove(&self.folder.training(saved.steps)).map_err(failed))
+    }
+
+    /// Images that were lost between extraction and training count like those that were never readable.
+    fn check_unread(&self, result: &v1::TrainResult) -> Result<(), Status> {
+        let Some(first) = result.skipped.first() else { return Ok(()) };
+        let n_unread = result.skipped.len();
+        let image = self.images.get(first.index as usize);
+        let example = image.map(|image| images::example(image, &first.reason)).unwrap_or_default();
+        let body = json!({"epoch": self.epoch.0, "unread_in_training": n_unread, "example": example});
+        self.run.event("images", Severity::Warning, body).map_err(failed)?;
+        let n_skipped = images::n_skipped(&self.images) + n_unread;
+        images::check_number(self.spec, self.images.len(), n_skipped, &example).map_err(Status::invalid_argument)
+    }
+}
+
+/// What is asked of the workers.
+impl EpochRunner<'_> {
+    fn extract_request(&self, shard: ShardId, images: v1::ImageList) -> Result<v1::ExtractRequest, Status> {
+        let (first_image, n_images) = self.shard_rows(shard);
+        Ok(v1::ExtractRequest {
+            run_id: self.run.id.to_string(),
+            epoch: self.epoch.0,
+            shard: shard.0,
+            images: Some(images),
+            first_image,
+            n_images,
+            network: Some(self.network()),
+            seed: self.spec.seed,
+            batch: self.spec.batch,
+            feature_dtype: v1::FeatureDtype::from(self.spec.feature_dtype).into(),
+            output: self.staged(&self.folder.shard(shard))?,
+        })
+    }
+
+    fn cluster_request(&self, k: u32) -> Result<v1::ClusterRequest, Status> {
+        let output = self.staged(&self.folder.path().join("cluster"))?;
+        publish::create_folder(&self.workshop.volume.resolve(&output).map_err(failed)?).map_err(failed)?;
+        let pending = self.pending();
+        Ok(v1::ClusterRequest {
+            run_id: self.run.id.to_string(),
+            epoch: self.epoch.0,
+            images: self.image_list()?.list,
+            features: pending.shards.values().map(|shard| file_to_wire(&shard.features)).collect(),
+            k,
+            pca: self.spec.pca,
+            iterations: KMEANS_ITERATIONS,
+            seed: self.spec.seed,
+            output,
+            whiten: pending.clustering_so_far.whiten.as_ref().map(file_to_wire),
+            centroids: pending.clustering_so_far.centroids.as_ref().map(file_to_wire),
+        })
+    }
+
+    fn train_request(&self) -> Result<v1::TrainRequest, Status> {
+        let pending = self.pending();
+        let clustering = pending.clustering.as_ref().ok_or_else(|| Status::internal("training before clustering"))?;
+        Ok(v1::TrainRequest {
+            run_id: self.run.id.to_string(),
+            epoch: self.epoch.0,
+            images: Some(self.image_list()?),
+            labels: Some(file_to_wire(&clustering.labels)),
+            k: self.run.record().resolved.k,
+            network: Some(self.network()),
+            seed: self.spec.seed,
+            batch: self.spec.batch,
+            learning_rate: self.spec.learning_rate,
+            momentum: MOMENTUM,
+            weight_decay: self.spec.weight_decay,
+            reassign: self.spec.reassign,
+            output: self.staged(&self.folder.checkpoint())?,
+            save_every: self.spec.checkpoint_every.to_string(),
+            save_to: self.staged(&self.folder.path().join("training"))?,
+            saved: pending.training_so_far.as_ref().map(|saved| file_to_wire(&saved.file)),
+            retry: pending.retries,
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! Whether training is healthy: figures that should worry, each with a remedy.
+//!
+//! What users of the original ask about (loss stuck at ln k, empty clusters, nearly all images in one) is said here, at
+//! the epoch where it shows.
+
+/// One cluster with more than this share of all images is a collapse.
+pub const LARGEST_SHARE: f64 = 0.5;
+
+/// Fewer effective clusters than this share of k are a collapse.
+pub const EFFECTIVE_SHARE: f64 = 0.1;
+
+/// A loss above this share of ln k, the loss of guessing, has learned nothing.
+pub const GUESSING: f64 = 0.98;
+
+/// Figures of one epoch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figures {
+    /// Mean cross-entropy of the training pass.
+    pub loss: f64,
+    /// Loss of the epoch before, if there is one.
+    pub last_loss: Option<f64>,
+    /// Number of clusters.
+    pub k: u32,
+    /// Share of the largest cluster.
+    pub largest_share: f64,
+    /// exp of the entropy of the cluster sizes: how many clusters of equal size would be as varied.
+    pub effective_clusters: f64,
+}
+
+/// Something that should worry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Warning {
+    /// "stuck-loss" or "collapse".
+    pub kind: &'static str,
+    /// What is the matter, with the figures.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: &'static str,
+}
+
+/// Everything that should worry about an epoch.
+pub fn warnings(figures: &Figures) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let guess = f64::from(figures.k).ln();
+    let stuck = |loss: f64| loss > GUESSING * guess;
+    // One epoch at ln k is how every run may begin; two are a standstill.
+    if stuck(figures.loss) && figures.last_loss.is_some_and(stuck) {
+        warnings.push(Warning {
+            kind: "stuck-loss",
+            message: format!("the loss has been {:.3} for two epochs, and guessing has ln k = {guess:.3}", figures.loss),
+            remedy: "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)",
+        });
+    }
+    if figures.largest_share > LARGEST_SHARE {
+        warnings.push(Warning {
+            kind: "collapse",
+            message: format!("{:.1} % of the images are in one cluster", figures.largest_share * 100.0),
+            remedy: "look for near-duplicates among the images, lower --lr, or raise --k",
+        });
+    }
+    if figures.effective_clusters < EFFECTIVE_SHARE * f64::from(figures.k) {
+        let (effective, k) = (figures.effective_clusters, figures.k);
+        warnings.push(Warning {
+            kind: "collapse",
+            message: format!("the images spread over {effective:.1} effective clusters of {k}"),
+            remedy: "lower --k or --lr, or train with --feature-dtype f32 if the features are large",
+        });
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEALTHY: Figures = Figures { loss: 3.0, last_loss: Some(3.5), k: 100, largest_share: 0.05, effective_clusters: 80.0 };
+
+    fn kinds(figures: Figures) -> Vec<&'static str> {
+        warnings(&figures).into_iter().map(|warning| warning.kind).collect()
+    }
+
+    #[test]
+    fn healthy_figures_worry_nobody_and_sick_ones_are_named() {
+        assert_eq!(kinds(HEALTHY), [""; 0]);
+        assert_eq!(kinds(Figures { loss: 4.6, last_loss: None, ..HEALTHY }), [""; 0]);
+        assert_eq!(kinds(Figures { loss: 4.6, last_loss: Some(4.6), ..HEALTHY }), ["stuck-loss"]);
+        assert_eq!(kinds(Figures { largest_share: 0.6, ..HEALTHY }), ["collapse"]);
+        let few = warnings(&Figures { effective_clusters: 9.9, ..HEALTHY });
+        assert!(few[0].message.contains("9.9 effective clusters of 100"), "{}", few[0].message);
+    }
+}

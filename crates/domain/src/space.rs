@@ -1,0 +1,105 @@
+//! How much room a run takes on the volume: pure arithmetic, so that a run can be refused before it fills a disk.
+
+use crate::geometry::embedding_width;
+use crate::{FeatureDtype, Plan, RunSpec};
+
+/// Bytes that a run's files take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpaceNeeded {
+    /// The features of all images, which go once their epoch is committed.
+    pub features: u64,
+    /// What is kept of an epoch: labels, distances, centroids, whitening, checkpoint.
+    pub epoch: u64,
+    /// What training saves of itself inside an epoch: beside it lies the next one, or the epoch's checkpoint.
+    pub saved: u64,
+    /// The largest number of epochs that lie on the volume at a time.
+    pub n_epochs: u64,
+}
+
+impl SpaceNeeded {
+    /// Of a spec, once the number of images and of clusters is known.
+    pub fn of(spec: &RunSpec, n_images: usize, k: u32) -> Self {
+        let (n, k) = (n_images as u64, u64::from(k));
+        let width = u64::from(embedding_width(spec.architecture));
+        let dims = u64::from(spec.pca).min(width);
+        let feature_bytes = match spec.feature_dtype {
+            FeatureDtype::F16 => 2,
+            FeatureDtype::F32 => 4,
+        };
+        let plan = Plan::new(spec.architecture, spec.image_size, spec.sobel);
+        // Every trained weight has a momentum buffer beside it.
+        let weights: u64 = plan
+            .weights()
+            .iter()
+            .map(|weight| {
+                let numbers: i64 = weight.shape.iter().product();
+                numbers as u64 * if weight.start.is_trained() { 2 } else { 1 }
+            })
+            .sum();
+        let checkpoint = 4 * (weights + k * (width + 1));
+        let clustering = 4 * (2 * n + k * dims + (dims + 1) * width);
+        Self {
+            features: n * width * feature_bytes,
+            epoch: checkpoint + clustering,
+            saved: checkpoint,
+            // The new epoch is committed before the oldest one goes.
+            n_epochs: u64::from(spec.epochs).min(u64::from(spec.keep_epochs.max(2)) + 1),
+        }
+    }
+
+    /// The most that the whole run takes at a time.
+    pub fn whole_run(&self) -> u64 {
+        self.features + self.saved + self.n_epochs * self.epoch
+    }
+
+    /// The most that one epoch takes beside what is already there.
+    pub fn one_epoch(&self) -> u64 {
+        self.features + self.saved + self.epoch
+    }
+}
+
+/// A number of bytes for people: "3.4 GB".
+pub fn human(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if bytes < 1000 {
+        return format!("{bytes} bytes");
+    }
+    let mut value = bytes as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Architecture;
+
+    #[test]
+    fn imagenet_by_alexnet_takes_what_its_files_take() {
+        let needed = SpaceNeeded::of(&RunSpec::default(), 1_281_167, 10_000);
+        assert_eq!(needed.features, 1_281_167 * 4096 * 2);
+        // 57 million weights and as many momentum buffers, and the top layer of 41 million: about 0.6 GB.
+        assert!((600e6..700e6).contains(&(needed.epoch as f64)), "{}", needed.epoch);
+        assert_eq!(needed.n_epochs, 4);
+        assert!(needed.whole_run() > needed.one_epoch());
+    }
+
+    #[test]
+    fn a_short_run_of_a_small_network_takes_little() {
+        let spec = RunSpec { architecture: Architecture::ResNet18, epochs: 1, image_size: 64, ..RunSpec::default() };
+        let needed = SpaceNeeded::of(&spec, 100, 10);
+        assert_eq!(needed.n_epochs, 1);
+        assert_eq!(needed.features, 100 * 512 * 2);
+    }
+
+    #[test]
+    fn bytes_are_readable() {
+        for (bytes, text) in [(999, "999 bytes"), (1_500, "1.5 kB"), (999_999, "1.0 MB"), (3_400_000_000, "3.4 GB")] {
+            assert_eq!(human(bytes), text);
+        }
+    }
+}

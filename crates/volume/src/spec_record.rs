@@ -1,0 +1,126 @@
+//! How a run's spec stands in `run.json`.
+
+use deepcluster_domain::{RunSpec, SaveEvery, SpecError};
+use serde::{Deserialize, Serialize};
+
+/// The persisted form of [`RunSpec`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each field is the field of RunSpec with its name")]
+pub struct SpecRecord {
+    pub images: String,
+    pub k: String,
+    pub epochs: u32,
+    pub arch: String,
+    pub image_size: u32,
+    pub sobel: bool,
+    pub batch: u32,
+    pub lr: f64,
+    pub weight_decay: f64,
+    pub pca: u32,
+    pub reassign: f64,
+    pub seed: u64,
+    pub device: String,
+    pub precision: String,
+    pub feature_dtype: String,
+    pub max_skipped: f64,
+    pub keep_epochs: u32,
+    pub shard_images: u32,
+    #[serde(default = "five_minutes")]
+    pub checkpoint_every: String,
+}
+
+/// What runs do whose record is older than the choice.
+fn five_minutes() -> String {
+    SaveEvery::Seconds(300).to_string()
+}
+
+impl From<&RunSpec> for SpecRecord {
+    fn from(spec: &RunSpec) -> Self {
+        // Destructured, so that a new field cannot be forgotten here.
+        let RunSpec {
+            images,
+            k,
+            epochs,
+            architecture,
+            image_size,
+            sobel,
+            batch,
+            learning_rate,
+            weight_decay,
+            pca,
+            reassign,
+            seed,
+            device,
+            precision,
+            feature_dtype,
+            max_skipped,
+            keep_epochs,
+            shard_images,
+            checkpoint_every,
+        } = spec.clone();
+        Self {
+            images,
+            k: k.to_string(),
+            epochs,
+            arch: architecture.to_string(),
+            image_size,
+            sobel,
+            batch,
+            lr: learning_rate,
+            weight_decay,
+            pca,
+            reassign,
+            seed,
+            device: device.to_string(),
+            precision: precision.to_string(),
+            feature_dtype: feature_dtype.to_string(),
+            max_skipped,
+            keep_epochs,
+            shard_images,
+            checkpoint_every: checkpoint_every.to_string(),
+        }
+    }
+}
+
+impl TryFrom<SpecRecord> for RunSpec {
+    type Error = SpecError;
+
+    fn try_from(record: SpecRecord) -> Result<Self, SpecError> {
+        let spec = Self {
+            images: record.images,
+            k: record.k.parse()?,
+            epochs: record.epochs,
+            architecture: record.arch.parse()?,
+            image_size: record.image_size,
+            sobel: record.sobel,
+            batch: record.batch,
+            learning_rate: record.lr,
+            weight_decay: record.weight_decay,
+            pca: record.pca,
+            reassign: record.reassign,
+            seed: record.seed,
+            device: record.device.parse()?,
+            precision: record.precision.parse()?,
+            feature_dtype: record.feature_dtype.parse()?,
+            max_skipped: record.max_skipped,
+            keep_epochs: record.keep_epochs,
+            shard_images: record.shard_images,
+            checkpoint_every: record.checkpoint_every.parse()?,
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_survives_the_volume() {
+        let spec = RunSpec { k: "37".parse().unwrap(), learning_rate: 0.1 + 0.2, seed: u64::MAX, ..RunSpec::default() };
+        let text = serde_json::to_string(&SpecRecord::from(&spec)).unwrap();
+        let record: SpecRecord = serde_json::from_str(&text).unwrap();
+        assert_eq!(RunSpec::try_from(record), Ok(spec));
+    }
+}

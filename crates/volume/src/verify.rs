@@ -1,0 +1,178 @@
+//! Checking what lies on a volume against what its records promise, and dropping what cannot be trusted.
+
+use crate::events::EventLog;
+use crate::publish::{self, TEMPORARY};
+use crate::records::{EpochManifest, PendingEpoch, RunRecord, RunState, publish_record, read_record};
+use crate::{EpochFolder, RunFolder, Volume, VolumeError, image_list};
+use deepcluster_domain::{EpochId, RunId, RunSpec};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The manifest of an epoch, once all files that it names were found to be what it says.
+///
+/// # Errors
+/// [`VolumeError::Missing`] when it is not committed, [`VolumeError::Corrupt`] when it is damaged.
+pub fn verified_epoch(volume: &Volume, folder: &EpochFolder) -> Result<EpochManifest, VolumeError> {
+    let manifest: EpochManifest = read_record(&folder.epoch_json())?;
+    for file in manifest.files.all() {
+        volume.verified(file)?;
+    }
+    Ok(manifest)
+}
+
+/// What was found out about a run.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Files that are what their records say.
+    pub n_files: usize,
+    /// Committed epochs whose files all are.
+    pub good_epochs: Vec<EpochId>,
+    /// Committed epochs that cannot be trusted.
+    pub damaged_epochs: Vec<EpochId>,
+    /// What is wrong; each message names its file.
+    pub damage: Vec<VolumeError>,
+    /// What killed processes left behind. Nobody reads it, and it goes with the next commit.
+    pub leftovers: Vec<PathBuf>,
+}
+
+/// Checks everything of a run.
+///
+/// # Errors
+/// When the volume cannot be read; damage is no error, but part of the report.
+pub fn verify_run(volume: &Volume, id: &RunId) -> Result<Report, VolumeError> {
+    let folder = volume.run(id);
+    let mut report = Report::default();
+    find_leftovers(folder.path(), &mut report.leftovers)?;
+    let record = report.note(read_record::<RunRecord>(&folder.run_json()))?;
+    if let Some(record) = &record {
+        let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| VolumeError::corrupt(&folder.run_json(), error));
+        report.note(spec.map(drop))?;
+    }
+    report.note(check_images(&folder, record.as_ref()))?;
+    report.note(EventLog::read(&folder.events_jsonl()).map(drop))?;
+    for epoch in folder.epoch_ids()? {
+        report.check_epoch(volume, &folder.epoch(epoch), epoch, record.as_ref())?;
+    }
+    // The last epoch that the record counts must be there, since the run goes on from it.
+    if let Some(last) = record.and_then(|record| EpochId(record.epochs_done).previous())
+        && !report.good_epochs.contains(&last)
+        && !report.damaged_epochs.contains(&last)
+    {
+        report.damaged_epochs.push(last);
+        report.damage.push(VolumeError::Missing(folder.epoch(last).epoch_json()));
+    }
+    Ok(report)
+}
+
+impl Report {
+    /// Keeps damage as a finding; what else goes wrong ends the check.
+    fn note<T>(&mut self, outcome: Result<T, VolumeError>) -> Result<Option<T>, VolumeError> {
+        match outcome {
+            Ok(value) => {
+                self.n_files += 1;
+                Ok(Some(value))
+            }
+            Err(error @ (VolumeError::Corrupt { .. } | VolumeError::Missing(_) | VolumeError::Outside(_))) => {
+                self.damage.push(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn check_epoch(
+        &mut self,
+        volume: &Volume,
+        folder: &EpochFolder,
+        epoch: EpochId,
+        record: Option<&RunRecord>,
+    ) -> Result<(), VolumeError> {
+        let committed = folder.epoch_json();
+        let counted = record.is_some_and(|record| epoch.0 < record.epochs_done);
+        if !counted && !committed.try_exists().map_err(VolumeError::io(&committed))? {
+            return self.check_pending(volume, folder);
+        }
+        let before = self.damage.len();
+        if let Some(manifest) = self.note(read_record::<EpochManifest>(&committed))? {
+            for file in manifest.files.all() {
+                self.note(volume.verified(file))?;
+            }
+        }
+        let list = if self.damage.len() == before { &mut self.good_epochs } else { &mut self.damaged_epochs };
+        list.push(epoch);
+        Ok(())
+    }
+
+    /// An epoch that is being made: what its record names must be there.
+    fn check_pending(&mut self, volume: &Volume, folder: &EpochFolder) -> Result<(), VolumeError> {
+        let path = folder.pending_json();
+        if !path.try_exists().map_err(VolumeError::io(&path))? {
+            return Ok(());
+        }
+        let Some(pending) = self.note(read_record::<PendingEpoch>(&path))? else { return Ok(()) };
+        let shards = pending.shards.values().map(|shard| &shard.features);
+        let clustering = pending.clustering.iter().flat_map(|c| [&c.labels, &c.distances, &c.whiten, &c.centroids]);
+        let so_far = pending.clustering_so_far.whiten.iter().chain(&pending.clustering_so_far.centroids);
+        let training = pending.training.iter().map(|training| &training.checkpoint);
+        let training_so_far = pending.training_so_far.iter().map(|training| &training.file);
+        for file in shards.chain(clustering).chain(so_far).chain(training).chain(training_so_far) {
+            self.note(volume.verified(file))?;
+        }
+        Ok(())
+    }
+}
+
+/// Drops what a report found untrustworthy: damaged epochs go, and the run is set back to its last good one, from which
+/// `resume` goes on; events that cannot be read go; leftovers go. The caller must own the volume.
+///
+/// # Errors
+/// When the volume cannot be written.
+pub fn repair_run(volume: &Volume, id: &RunId, report: &Report) -> Result<(), VolumeError> {
+    let folder = volume.run(id);
+    for epoch in &report.damaged_epochs {
+        publish::remove(folder.epoch(*epoch).path())?;
+    }
+    for left in &report.leftovers {
+        publish::remove(left)?;
+    }
+    if EventLog::read(&folder.events_jsonl()).is_err() {
+        EventLog::salvage(&folder.events_jsonl())?;
+    }
+    let Ok(mut record) = read_record::<RunRecord>(&folder.run_json()) else { return Ok(()) };
+    let next = report.good_epochs.last().map_or(0, |last| last.0 + 1);
+    if next < record.epochs_done {
+        record.epochs_done = next;
+        if record.state == RunState::Finished {
+            record.state = RunState::Paused;
+            "damaged epochs were dropped".clone_into(&mut record.message);
+        }
+        publish_record(&folder.run_json(), &record)?;
+    }
+    Ok(())
+}
+
+fn check_images(folder: &RunFolder, record: Option<&RunRecord>) -> Result<(), VolumeError> {
+    let path = folder.images_csv();
+    let n_images = image_list::read(&path)?.len();
+    match record {
+        Some(record) if record.resolved.n_images != n_images => {
+            let should = record.resolved.n_images;
+            Err(VolumeError::corrupt(&path, format!("lists {n_images} images, run.json says {should}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn find_leftovers(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), VolumeError> {
+    for entry in fs::read_dir(folder).map_err(VolumeError::io(folder))? {
+        let entry = entry.map_err(VolumeError::io(folder))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(TEMPORARY) {
+            found.push(entry.path());
+        } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            find_leftovers(&entry.path(), found)?;
+        }
+    }
+    Ok(())
+}
