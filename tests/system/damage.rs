@@ -1,10 +1,11 @@
 //! What was read wrong once, or spoiled on the volume, does not end a run for ever.
 
 use crate::recovery::same_as_undisturbed;
-use crate::support::{deepcluster, finished_run, pictures, program, text};
+use crate::support::{Followed, deepcluster, finished_run, pictures, program, text, train_arguments};
 use deepcluster_volume::image_list;
 use deepcluster_volume::publish::publish_bytes;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
@@ -18,11 +19,13 @@ fn copied() -> TempDir {
     copy
 }
 
+/// Flips a bit in the middle of a file, where it lies.
 fn spoil(path: &Path) {
-    let mut bytes = fs::read(path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    publish_bytes(path, &bytes).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let middle = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
 }
 
 #[test]
@@ -55,6 +58,47 @@ fn damaged_epochs_are_refused_by_readers_and_made_anew_by_resume() {
     }
     let events = fs::read_to_string(run.join("events.jsonl")).unwrap();
     assert_eq!(events.matches("going back to epoch 1").count(), 4, "{events}");
+}
+
+/// The newest checkpoint is damaged while the run goes on from it.
+#[test]
+fn a_run_goes_back_by_itself_from_an_epoch_that_is_damaged_meanwhile() {
+    let volume = tempfile::tempdir().unwrap();
+    let mut train = Followed::start(&train_arguments(volume.path()));
+    train.wait_for(|event| event["event"] == "epoch");
+    spoil(&volume.path().join("runs/run-0001/epochs/0000/checkpoint.safetensors"));
+    let (events, code) = train.finish();
+    assert_eq!(code, Some(0), "{events:?}");
+    assert!(events.iter().any(|event| event["message"].to_string().contains("going back to epoch 0")), "{events:?}");
+    same_as_undisturbed(volume.path());
+}
+
+#[test]
+fn damage_is_found_by_verify_and_dropped_by_its_repair() {
+    let volume = copied();
+    let verify = |repair: bool| match repair {
+        true => deepcluster(["verify", text(volume.path()), "--json", "--repair"]),
+        false => deepcluster(["verify", text(volume.path()), "--json"]),
+    };
+    let run = volume.path().join("runs/run-0001");
+    let good = verify(false).good();
+    assert!(good.contains("\"good_epochs\":[0,1],\"damaged_epochs\":[]"), "{good}");
+    spoil(&run.join("epochs/0001/centroids.npy"));
+    publish_bytes(&run.join("epochs/0001/.labels.npy.7-1.tmp"), b"half").unwrap();
+    let mut events = fs::read(run.join("events.jsonl")).unwrap();
+    events.extend_from_slice(b"{\"event\":\"torn");
+    publish_bytes(&run.join("events.jsonl"), &events).unwrap();
+    let found = verify(false);
+    assert_eq!(found.code, Some(1));
+    for word in ["epochs/0001/centroids.npy: its checksum", "\"damaged_epochs\":[1]", "labels.npy.7-1.tmp", "torn"] {
+        assert!(found.stdout.contains(word), "{word} in {}", found.stdout);
+    }
+    assert!(run.join("epochs/0001").is_dir(), "looking changes nothing");
+    assert_eq!(verify(true).code, Some(0));
+    assert!(!run.join("epochs/0001").try_exists().unwrap());
+    deepcluster(["resume", text(volume.path())]).good();
+    same_as_undisturbed(volume.path());
+    assert_eq!(deepcluster(["verify", text(volume.path()), "run-0009"]).code, Some(2));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod damage;
 mod end_to_end;
 mod formats;
 mod hang;
+mod health;
 mod hostile;
 mod network;
 mod recovery;

@@ -105,6 +105,16 @@ impl Followed {
     }
 }
 
+impl Drop for Followed {
+    /// A test that fails must not leave the command running.
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
 /// Processes whose command line holds both texts.
 pub fn processes(one: &str, other: &str) -> Vec<i32> {
     let mut found = Vec::new();

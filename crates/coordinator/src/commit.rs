@@ -84,7 +84,7 @@ pub(crate) fn after_commit(volume: &Volume, run: &Run, epoch: EpochId, scores: &
     // What a crash left of epochs that were being removed.
     publish::sweep(&run.folder.epochs())?;
     // Counted last: until then, a coordinator that starts again repeats all of the above.
-    run.update(|record| record.epochs_done = epoch.0 + 1)?;
+    run.count_epoch(epoch)?;
     if epoch.0 + 1 >= run.spec.epochs {
         run.enter(&[RunState::Running], RunState::Finished, "")?;
     }

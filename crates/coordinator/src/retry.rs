@@ -15,7 +15,7 @@ const FAULTY_TRIES: u32 = 5;
 
 /// How often in a row a worker may go away in the middle of the same work before the run fails: by then it is the work that
 /// kills it, as when the memory does not suffice. A worker that is merely not there is waited for as long as it takes.
-const BROKEN_TRIES: u32 = 10;
+const BROKEN_TRIES: u32 = 20;
 
 /// What the tries of one piece of work have seen so far.
 #[derive(Default)]

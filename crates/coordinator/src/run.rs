@@ -6,12 +6,16 @@ use deepcluster_volume::events::{Event, EventLog, Severity};
 use deepcluster_volume::records::{RunRecord, RunState, publish_record, read_record};
 use deepcluster_volume::{RunFolder, Volume, VolumeError, publish, space};
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The states of a run whose epochs are being made.
 const GOING_ON: [RunState; 2] = [RunState::Queued, RunState::Running];
+
+/// How often in a row damaged files are made anew before a run fails: a disk that damages all that it gets is no use.
+const MOST_DAMAGES: u32 = 3;
 
 /// A run that the coordinator knows.
 pub struct Run {
@@ -22,6 +26,8 @@ pub struct Run {
     /// Where it lies.
     pub folder: RunFolder,
     volume: Volume,
+    /// How often files were found damaged since an epoch was last committed.
+    n_damaged: AtomicU32,
     state: Mutex<State>,
     /// Changes whenever there is something new to watch.
     news: watch::Sender<News>,
@@ -82,7 +88,7 @@ impl Run {
         let (volume, folder) = (volume.clone(), volume.run(&id));
         let news = News { n_events: events.len() as u64, progress: None, ended: record.state.has_ended() };
         let state = State { record, log, events, stop: CancellationToken::new() };
-        Self { id, spec, folder, volume, state: Mutex::new(state), news: watch::Sender::new(news) }
+        Self { id, spec, folder, volume, n_damaged: AtomicU32::new(0), state: Mutex::new(state), news: watch::Sender::new(news) }
     }
 
     /// A copy of its record.
@@ -178,6 +184,20 @@ impl Run {
         let n_events = state.events.len() as u64;
         self.news.send_modify(|news| news.n_events = n_events);
         Ok(())
+    }
+
+    /// Whether damaged files may be made anew once more; not when that has helped nothing before.
+    pub fn may_begin_anew(&self) -> bool {
+        self.n_damaged.fetch_add(1, Ordering::Relaxed) < MOST_DAMAGES
+    }
+
+    /// Counts an epoch durably.
+    ///
+    /// # Errors
+    /// When the volume cannot be written.
+    pub fn count_epoch(&self, epoch: EpochId) -> Result<(), VolumeError> {
+        self.n_damaged.store(0, Ordering::Relaxed);
+        self.update(|record| record.epochs_done = epoch.0 + 1)
     }
 
     /// Adds an event of a committed epoch, unless a coordinator that died after the commit has already done so.

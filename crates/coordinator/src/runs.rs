@@ -8,9 +8,11 @@ use crate::run::Run;
 use deepcluster_domain::space::{SpaceNeeded, human};
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use deepcluster_service::requests::volume_status;
+use deepcluster_volume::events::Severity;
 use deepcluster_volume::records::{RunRecord, RunState, SpecRecord, VERSION};
 use deepcluster_volume::verify::verified_epoch;
 use deepcluster_volume::{VolumeError, events::seconds_since_1970, image_list, publish, space};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -177,6 +179,12 @@ impl Runs {
             // Workers are asked again for as long as it takes; only a pause or a cancel ends a call as CANCELLED.
             tonic::Code::Cancelled => Ok(()),
             tonic::Code::ResourceExhausted => run.pause_for_room(&self.no_room(run, status.message())),
+            // Opened anew, the run drops what does not verify, or goes back to an epoch that does.
+            tonic::Code::DataLoss if run.may_begin_anew() => {
+                let body = json!({"epoch": run.record().epochs_done, "worker": "volume", "message": status.message()});
+                run.event("fault", Severity::Warning, body)?;
+                run.enter(&[RunState::Running], RunState::Queued, "damaged files").map(drop)
+            }
             code => run.fail(status.message(), code == tonic::Code::InvalidArgument),
         }
     }

@@ -1,0 +1,44 @@
+//! Training that goes wrong says so, with figures and a remedy.
+
+use crate::support::{Followed, pictures, text};
+use serde_json::Value;
+use std::path::Path;
+
+fn train(volume: &Path, flags: &str) -> (Vec<Value>, Option<i32>) {
+    let common = "--arch resnet18 --image-size 32 --k 8 --batch 64 --epochs 2 --device cpu --json";
+    let arguments =
+        ["train", text(pictures()), "--out", text(volume)].into_iter().chain(common.split(' ')).chain(flags.split(' '));
+    Followed::start(&arguments.map(str::to_owned).collect::<Vec<_>>()).finish()
+}
+
+fn warnings(events: &[Value]) -> Vec<&Value> {
+    events.iter().filter(|event| event["event"] == "warning").collect()
+}
+
+#[test]
+fn numbers_that_are_not_finite_begin_the_epoch_anew_once() {
+    let volume = tempfile::tempdir().unwrap();
+    let (events, code) = train(volume.path(), "--lr 1e30 --checkpoint-every 1");
+    assert_eq!(code, Some(2), "{events:?}");
+    let found = warnings(&events);
+    assert_eq!(found.len(), 1, "{events:?}");
+    assert_eq!((found[0]["kind"].as_str(), found[0]["severity"].as_str()), (Some("not-finite"), Some("warning")));
+    assert!(found[0]["remedy"].as_str().unwrap().contains("--lr"));
+    let phases = events.iter().filter(|event| event["event"] == "phase" && event["phase"] == "train");
+    assert_eq!(phases.map(|phase| phase["from_step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 0]);
+    let last = events.last().unwrap();
+    assert!(last["message"].as_str().unwrap().contains("not finite twice"), "{last}");
+    assert_eq!(last["severity"], "error");
+}
+
+#[test]
+fn a_loss_that_does_not_move_is_a_warning() {
+    let volume = tempfile::tempdir().unwrap();
+    let (events, code) = train(volume.path(), "--lr 1e-9");
+    assert_eq!(code, Some(0));
+    let found = warnings(&events);
+    let stuck = found.iter().find(|warning| warning["kind"] == "stuck-loss").unwrap();
+    assert_eq!(stuck["epoch"], 1);
+    assert!(stuck["message"].as_str().unwrap().contains("ln k = 2.079"), "{stuck}");
+    assert!(events.iter().all(|event| event["severity"].is_string() && event["number"].is_u64() && event["time"].is_f64()));
+}
