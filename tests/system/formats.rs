@@ -16,7 +16,7 @@ const SIDE: u32 = 224;
 fn compare(image: &Path, expected: &Path) -> (f64, f64) {
     let mut found = vec![0; (SIDE * SIDE * 3) as usize];
     let decoded = decode(image, None).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
-    Transformer::default().view(&decoded, View::Center, SIDE, &mut found).unwrap();
+    Transformer::default().view(&decoded.image, View::Center, SIDE, &mut found).unwrap();
     let npy = fs::read(expected).unwrap();
     let expected = &npy[npy.len() - found.len()..];
     let differences: Vec<f64> = found.iter().zip(expected).map(|(a, b)| f64::from(a.abs_diff(*b))).collect();

@@ -176,6 +176,8 @@ async fn odd_requests_to_workers_are_refused() {
             batch: one,
             feature_dtype: (other % 9) as i32,
             output: output.clone(),
+            digests: any_of(&mut runner, &file()),
+            digests_output: any_of(&mut runner, &text),
         };
         judge_stream(&format!("{request:?}"), extractor.extract(request.clone())).await;
         let request = ClusterRequest {

@@ -16,7 +16,7 @@ use deepcluster_service::requests::{file_to_wire, volume_status};
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::publish::TEMPORARY;
-use deepcluster_volume::records::{EpochManifest, EpochScores, PendingEpoch, publish_record, read_record};
+use deepcluster_volume::records::{DigestsRecord, EpochManifest, EpochScores, PendingEpoch, publish_record, read_record};
 use deepcluster_volume::{EpochFolder, FileRecord, Volume, VolumeError, publish};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -61,6 +61,7 @@ pub struct EpochRunner<'a> {
     pub(crate) last: Option<EpochManifest>,
     pub(crate) images: Vec<ImageEntry>,
     pending: Mutex<PendingEpoch>,
+    digests: Mutex<DigestsRecord>,
 }
 
 impl<'a> EpochRunner<'a> {
@@ -70,6 +71,8 @@ impl<'a> EpochRunner<'a> {
         let folder = run.folder.epoch(epoch);
         publish::create_folder(&folder.features()).map_err(failed)?;
         publish::sweep(folder.path()).map_err(failed)?;
+        publish::create_folder(&run.folder.all_digests()).map_err(failed)?;
+        publish::sweep(&run.folder.all_digests()).map_err(failed)?;
         let last = match epoch.previous() {
             Some(last) => Some(read_record(&run.folder.epoch(last).epoch_json()).map_err(failed)?),
             None => None,
@@ -84,8 +87,10 @@ impl<'a> EpochRunner<'a> {
             Ok(pending) => trusted(&workshop.volume, pending),
             Err(_) => PendingEpoch::new(epoch.0),
         };
-        let pending = Mutex::new(pending);
-        let mut runner = Self { workshop, run, spec: &run.spec, epoch, folder, last, images: list, pending };
+        let mut digests: DigestsRecord = read_record(&run.folder.digests_json()).unwrap_or_default();
+        digests.shards.retain(|_, file| workshop.volume.verified(file).is_ok());
+        let (pending, digests) = (Mutex::new(pending), Mutex::new(digests));
+        let mut runner = Self { workshop, run, spec: &run.spec, epoch, folder, last, images: list, pending, digests };
         // A crash may have come between a shard's record and images.csv.
         runner.note_skipped()?;
         Ok(runner)
@@ -132,6 +137,19 @@ impl EpochRunner<'_> {
         publish_record(&self.folder.pending_json(), &changed).map_err(failed)?;
         *pending = changed;
         Ok(())
+    }
+
+    /// What the files of a shard contained when they were first read, if they were.
+    pub(crate) fn digests(&self, shard: ShardId) -> Option<FileRecord> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).shards.get(&shard.0).cloned()
+    }
+
+    /// Notes durably what the files of a shard contain.
+    pub(crate) fn note_digests(&self, shard: ShardId, staged: &FileRecord) -> Result<(), Status> {
+        let file = self.adopt(staged, &self.run.folder.digests(shard))?;
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        digests.shards.insert(shard.0, file);
+        publish_record(&self.run.folder.digests_json(), &*digests).map_err(failed)
     }
 
     /// A place for the result of a try, relative to the volume's root.

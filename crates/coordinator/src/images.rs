@@ -2,7 +2,7 @@
 
 use crate::run::Run;
 use deepcluster_domain::RunSpec;
-use deepcluster_images::decode::REPLACED;
+use deepcluster_images::decode::{Expected, REPLACED, UNKNOWN};
 use deepcluster_images::find::describe;
 use deepcluster_images::{decode, find_images};
 use deepcluster_service::requests::{images_folder, volume_status};
@@ -48,10 +48,12 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     for image in images.iter_mut() {
         let Some(why) = &image.skipped else { continue };
         // Labels that the run has given belong to the file that was there before.
-        if !why.starts_with(REPLACED) {
-            *image = describe(&folder, image.as_path());
+        if why.starts_with(REPLACED) {
+            continue;
         }
-        let unreadable = decode(&folder.join(image.as_path()), Some(image.bytes)).err().map(|why| why.to_string());
+        *image = describe(&folder, image.as_path());
+        let expected = Expected { bytes: image.bytes, digest: UNKNOWN };
+        let unreadable = decode(&folder.join(image.as_path()), Some(expected)).err().map(|why| why.to_string());
         image.skipped = unreadable;
     }
     let resolved = match anew {
@@ -65,6 +67,9 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
         return Ok(());
     }
     publish::remove(&run.folder.epoch(deepcluster_domain::EpochId(record.epochs_done)).pending_json()).map_err(failed)?;
+    if !same_files {
+        publish::remove(&run.folder.digests_json()).map_err(failed)?;
+    }
     image_list::publish(&run.folder.images_csv(), &images).map_err(failed)?;
     run.update(|record| record.resolved = resolved.clone()).map_err(failed)?;
     let body = json!({"epoch": record.epochs_done, "images": resolved.n_images, "skipped_in_all": resolved.n_skipped});

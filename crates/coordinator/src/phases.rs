@@ -37,6 +37,9 @@ impl EpochRunner<'_> {
         let done = |shard: ShardId, result: v1::ExtractResult| {
             let staged = record_of("features", result.features.as_ref())?;
             let features = self.adopt(&staged, &self.folder.shard(shard))?;
+            if let Some(digests) = &result.digests {
+                self.note_digests(shard, &record_of("digests", Some(digests))?)?;
+            }
             let skipped = result.skipped.into_iter().map(|image| (image.index, image.reason)).collect();
             under_way().remove(&shard);
             self.note(|pending| {
@@ -159,6 +162,11 @@ impl EpochRunner<'_> {
 impl EpochRunner<'_> {
     fn extract_request(&self, shard: ShardId, images: v1::ImageList) -> Result<v1::ExtractRequest, Status> {
         let (first_image, n_images) = self.shard_rows(shard);
+        let digests = self.digests(shard);
+        let digests_output = match &digests {
+            None => self.staged(&self.run.folder.digests(shard))?,
+            Some(_) => String::new(),
+        };
         Ok(v1::ExtractRequest {
             run_id: self.run.id.to_string(),
             epoch: self.epoch.0,
@@ -171,6 +179,8 @@ impl EpochRunner<'_> {
             batch: self.spec.batch,
             feature_dtype: v1::FeatureDtype::from(self.spec.feature_dtype).into(),
             output: self.staged(&self.folder.shard(shard))?,
+            digests: digests.as_ref().map(file_to_wire),
+            digests_output,
         })
     }
 

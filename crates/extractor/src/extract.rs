@@ -1,14 +1,15 @@
 //! One shard, from request to result.
 
 use crate::Place;
+use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_images::{BatchLoader, LoaderOptions, Request, View};
 use deepcluster_network::{Network, NetworkError, Runtime};
 use deepcluster_proto::FieldError;
-use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, Progress, SkippedImage};
+use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, File, Progress, SkippedImage};
 use deepcluster_service::JobContext;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::image_list::{self, ImageEntry};
-use deepcluster_volume::npy::ArrayWriter;
+use deepcluster_volume::npy::{self, ArrayWriter};
 use tonic::Status;
 use tracing::info;
 
@@ -34,16 +35,19 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let network = Network::load(&spec, runtime, checkpoint.as_deref()).map_err(network_status)?;
     let width = network.plan.embedding as usize;
 
-    let wanted = shard.iter().map(|entry| {
+    let known = known_digests(place, request)?;
+    let wanted = shard.iter().zip(known).map(|(entry, digest)| {
         let path = entry.skipped.is_none().then(|| folder.join(entry.as_path()));
-        Request { path, bytes: entry.bytes, view: View::Center }
+        Request { path, expected: Expected { bytes: entry.bytes, digest }, view: View::Center }
     });
     let options = LoaderOptions { batch: request.batch as usize, size: spec.image_size, threads: place.threads, skip: 0 };
     let batches = BatchLoader::start(wanted.collect(), options).map_err(|error| Status::resource_exhausted(error.to_string()))?;
     let shape = [shard.len(), width];
     let mut writer = ArrayWriter::create(&output, dtype.into(), &shape).map_err(|error| volume_status(&error))?;
     let mut skipped = Vec::new();
+    let mut digests = Vec::with_capacity(shard.len());
     for batch in batches {
+        digests.extend(&batch.digests);
         let mut features = network.features(&batch.pixels).map_err(network_status)?;
         for (at, why) in batch.unreadable {
             let index = request.first_image + at as u64;
@@ -61,8 +65,30 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     }
     let digest = writer.commit().map_err(|error| volume_status(&error))?;
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
+    let digests = publish_digests(place, request, &digests)?;
     info!(shard = request.shard, images = shard.len(), skipped = skipped.len(), "shard extracted");
-    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped })
+    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests })
+}
+
+/// What the files should contain.
+fn known_digests(place: &Place, request: &ExtractRequest) -> Result<Vec<i64>, Status> {
+    let Some(file) = &request.digests else { return Ok(vec![UNKNOWN; request.n_images as usize]) };
+    let path = requests::verified(&place.volume, "digests", Some(file))?;
+    let digests = npy::read_i64(&path).map_err(|error| volume_status(&error))?;
+    if digests.len() as u64 != request.n_images {
+        return Err(FieldError::new("digests", format!("are of {} images, not of {}", digests.len(), request.n_images)).into());
+    }
+    Ok(digests)
+}
+
+fn publish_digests(place: &Place, request: &ExtractRequest, digests: &[i64]) -> Result<Option<File>, Status> {
+    if request.digests_output.is_empty() {
+        return Ok(None);
+    }
+    let path = place.volume.resolve(&request.digests_output).map_err(|error| FieldError::new("digests_output", error))?;
+    let digest = npy::publish_i64(&path, digests).map_err(|error| volume_status(&error))?;
+    let record = place.volume.record(&path, digest).map_err(|error| volume_status(&error))?;
+    Ok(Some(file_to_wire(&record)))
 }
 
 fn shard_of<'a>(entries: &'a [ImageEntry], request: &ExtractRequest) -> Result<&'a [ImageEntry], Status> {

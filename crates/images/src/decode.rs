@@ -45,16 +45,36 @@ pub fn probe(path: &Path) -> Result<(u64, u32, u32), Unreadable> {
     Ok((bytes, width, height))
 }
 
+/// What a file should be that was seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Its size.
+    pub bytes: u64,
+    /// The digest of its content, [`UNKNOWN`] when that was never taken.
+    pub digest: i64,
+}
+
+/// No digest.
+pub const UNKNOWN: i64 = 0;
+
+/// An image and the digest of its file: the first eight bytes of BLAKE3.
+pub struct Decoded {
+    /// Its pixels.
+    pub image: RgbImage,
+    /// Never [`UNKNOWN`].
+    pub digest: i64,
+}
+
 /// Decodes an image to RGB.
 ///
 /// What the format is, its content says, not its name. Orientation tags, colour profiles and alpha are ignored, 16-bit
 /// samples lose their lower half, and of an animation the first frame counts.
 ///
 /// # Errors
-/// When the file cannot be read as an image, is too large in bytes or pixels, or has not the `bytes` that it should have.
-pub fn decode(path: &Path, bytes: Option<u64>) -> Result<RgbImage, Unreadable> {
+/// When the file cannot be read as an image, is too large in bytes or pixels, or is not the file that is `expected`.
+pub fn decode(path: &Path, expected: Option<Expected>) -> Result<Decoded, Unreadable> {
     let found = regular_file(path)?;
-    if let Some(bytes) = bytes.filter(|bytes| *bytes != found) {
+    if let Some(Expected { bytes, .. }) = expected.filter(|expected| expected.bytes != found) {
         return Err(Unreadable(format!("{REPLACED}: it has {found} bytes, and had {bytes} when it was listed")));
     }
     if found > MAX_BYTES {
@@ -64,7 +84,21 @@ pub fn decode(path: &Path, bytes: Option<u64>) -> Result<RgbImage, Unreadable> {
     if content.is_empty() {
         return Err(Unreadable::because("the file is empty"));
     }
-    no_panic(|| decode_bytes(&content))
+    let digest = digest(&content);
+    if expected.is_some_and(|expected| expected.digest != UNKNOWN && expected.digest != digest) {
+        return Err(Unreadable(format!("{REPLACED}: its content is another than in the first epoch")));
+    }
+    let image = no_panic(|| decode_bytes(&content))?;
+    Ok(Decoded { image, digest })
+}
+
+fn digest(content: &[u8]) -> i64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(content).as_bytes()[..8]);
+    match i64::from_le_bytes(first) {
+        UNKNOWN => 1,
+        digest => digest,
+    }
 }
 
 fn decode_bytes(content: &[u8]) -> Result<RgbImage, Unreadable> {

@@ -12,7 +12,7 @@ pub mod sampler;
 pub mod transform;
 
 pub use classes::folder_classes;
-pub use decode::{Unreadable, decode};
+pub use decode::{Expected, Unreadable, decode};
 pub use find::find_images;
 pub use loader::{Batch, BatchLoader, LoaderOptions, Request};
 pub use transform::View;

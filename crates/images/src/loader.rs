@@ -1,6 +1,6 @@
 //! Batches prepared by background threads while the network computes, in order and bounded.
 
-use crate::decode::{Unreadable, decode};
+use crate::decode::{Expected, UNKNOWN, Unreadable, decode};
 use crate::transform::{Transformer, View};
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -15,8 +15,8 @@ const READY: usize = 2;
 pub struct Request {
     /// Where it lies; none for an image that is known to be unreadable and keeps its place only.
     pub path: Option<PathBuf>,
-    /// Size of the file when it was listed: another file that took its place since is no image of the run.
-    pub bytes: u64,
+    /// What the file was when it was listed: another one that took its place since is no image of the run.
+    pub expected: Expected,
     /// What of it is wanted.
     pub view: View,
 }
@@ -29,6 +29,8 @@ pub struct Batch {
     pub len: usize,
     /// RGB bytes `[len, size, size, 3]`; zero where an image could not be read.
     pub pixels: Vec<u8>,
+    /// Digests of the files; [`UNKNOWN`] where one could not be read.
+    pub digests: Vec<i64>,
     /// Positions that could not be read now, and why.
     pub unreadable: Vec<(usize, Unreadable)>,
 }
@@ -88,18 +90,24 @@ impl Iterator for BatchLoader {
 fn load(requests: &[Request], first: usize, size: u32) -> Batch {
     let image_bytes = size as usize * size as usize * 3;
     let mut pixels = vec![0; requests.len() * image_bytes];
+    let mut digests = vec![UNKNOWN; requests.len()];
     let unreadable = pixels
         .par_chunks_exact_mut(image_bytes)
+        .zip(&mut digests)
         .zip(requests)
         .enumerate()
-        .map_init(Transformer::default, |transformer, (offset, (out, request))| {
+        .map_init(Transformer::default, |transformer, (offset, ((out, digest), request))| {
             let path = request.path.as_ref()?;
-            let done = decode(path, Some(request.bytes)).and_then(|image| transformer.view(&image, request.view, size, out));
+            let done = decode(path, Some(request.expected)).and_then(|decoded| {
+                transformer.view(&decoded.image, request.view, size, out)?;
+                *digest = decoded.digest;
+                Ok(())
+            });
             done.err().map(|why| (first + offset, why))
         })
         .flatten_iter()
         .collect();
-    Batch { first, len: requests.len(), pixels, unreadable }
+    Batch { first, len: requests.len(), pixels, digests, unreadable }
 }
 
 #[cfg(test)]
@@ -117,14 +125,16 @@ mod tests {
             } else {
                 image::RgbImage::from_pixel(5, 5, image::Rgb([index * 10, 0, 0])).save(&path).unwrap();
             }
-            let bytes = std::fs::metadata(&path).unwrap().len();
-            requests.push(Request { path: (index != 5).then_some(path), bytes, view: View::Center });
+            let expected = Expected { bytes: std::fs::metadata(&path).unwrap().len(), digest: UNKNOWN };
+            requests.push(Request { path: (index != 5).then_some(path), expected, view: View::Center });
         }
         let options = LoaderOptions { batch: 3, size: 8, threads: 2, skip: 0 };
         let rest: Vec<Batch> = BatchLoader::start(requests.clone(), LoaderOptions { skip: 2, ..options }).unwrap().collect();
         assert_eq!(rest.iter().map(|b| (b.first, b.len)).collect::<Vec<_>>(), [(6, 1)]);
         let batches: Vec<Batch> = BatchLoader::start(requests, options).unwrap().collect();
         assert_eq!(batches.iter().map(|b| (b.first, b.len)).collect::<Vec<_>>(), [(0, 3), (3, 3), (6, 1)]);
+        let known: Vec<bool> = batches.iter().flat_map(|b| b.digests.iter().map(|digest| *digest != UNKNOWN)).collect();
+        assert_eq!(known, [true, true, true, false, true, false, true]);
         let reds: Vec<u8> = batches.iter().flat_map(|b| b.pixels.chunks(8 * 8 * 3).map(|image| image[0])).collect();
         assert_eq!(reds, [0, 10, 20, 0, 40, 0, 60]);
         let unreadable: Vec<usize> = batches.iter().flat_map(|b| b.unreadable.iter().map(|(at, _)| *at)).collect();

@@ -2,6 +2,7 @@
 
 use crate::Place;
 use deepcluster_domain::{EpochId, SaveEvery, Seeds};
+use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_images::{Batch, BatchLoader, LoaderOptions, Request, View, sampler};
 use deepcluster_network::checkpoint::TrainingProgress;
 use deepcluster_network::{Network, NetworkError, Runtime, SgdOptions, TrainingPass};
@@ -111,7 +112,8 @@ impl Lesson {
         let request = |(step, image): (usize, &usize)| {
             let entry = &self.entries[*image];
             let view = View::Random { seeds: self.seeds, step: step as u64 };
-            Request { path: Some(self.folder.join(entry.as_path())), bytes: entry.bytes, view }
+            let expected = Expected { bytes: entry.bytes, digest: UNKNOWN };
+            Request { path: Some(self.folder.join(entry.as_path())), expected, view }
         };
         self.order.iter().enumerate().map(request).collect()
     }

@@ -160,6 +160,21 @@ impl RunFolder {
         self.path.join("images.csv")
     }
 
+    /// Which files hold the digests of the images.
+    pub fn digests_json(&self) -> PathBuf {
+        self.path.join("digests.json")
+    }
+
+    /// The folder of the digests of the images.
+    pub fn all_digests(&self) -> PathBuf {
+        self.path.join("digests")
+    }
+
+    /// The digests of the images of a shard.
+    pub fn digests(&self, shard: ShardId) -> PathBuf {
+        self.all_digests().join(format!("{shard}.npy"))
+    }
+
     /// The events, one JSON object a line.
     pub fn events_jsonl(&self) -> PathBuf {
         self.path.join("events.jsonl")

@@ -6,6 +6,7 @@
 //! <volume>/.reserve                 room for the word that the volume is full
 //! <volume>/runs/<run-id>/
 //!   run.json  images.csv  events.jsonl  labels.csv
+//!   digests.json  digests/00003.npy what the image files contained when they were first read
 //!   epochs/0007/
 //!     features/00003.npy            until the epoch is committed
 //!     pending.json                  what of the epoch is done, until it is committed

@@ -23,6 +23,8 @@ pub enum ElementType {
     F32,
     /// 32-bit integer.
     I32,
+    /// 64-bit integer.
+    I64,
 }
 
 impl ElementType {
@@ -31,6 +33,7 @@ impl ElementType {
             Self::F16 => "<f2",
             Self::F32 => "<f4",
             Self::I32 => "<i4",
+            Self::I64 => "<i8",
         }
     }
 
@@ -38,6 +41,7 @@ impl ElementType {
         match self {
             Self::F16 => 2,
             Self::F32 | Self::I32 => 4,
+            Self::I64 => 8,
         }
     }
 }
@@ -78,7 +82,7 @@ impl ArrayFile {
             DType::Plain(descr) => descr.to_string(),
             other => other.descr(),
         };
-        let known = [ElementType::F16, ElementType::F32, ElementType::I32];
+        let known = [ElementType::F16, ElementType::F32, ElementType::I32, ElementType::I64];
         let element = known.into_iter().find(|element| element.descr() == descr);
         let element = element.ok_or_else(|| corrupt(format!("has elements of type {descr}")))?;
         if header.order() != npyz::Order::C {
@@ -126,7 +130,7 @@ impl ArrayFile {
                 halves.convert_to_f32_slice(out);
                 Ok(())
             }
-            ElementType::I32 => Err(VolumeError::corrupt(&self.path, "holds integers, not numbers")),
+            ElementType::I32 | ElementType::I64 => Err(VolumeError::corrupt(&self.path, "holds integers, not numbers")),
         }
     }
 
@@ -147,26 +151,50 @@ pub fn read_f32(path: &Path) -> Result<(Vec<usize>, Vec<f32>), VolumeError> {
     Ok((array.shape, values))
 }
 
-/// Reads a vector of integers, as labels are.
+/// Reads a vector of 32-bit integers, as labels are.
 ///
 /// # Errors
 /// As [`ArrayFile::open`], and when it is no vector of int32.
 pub fn read_i32(path: &Path) -> Result<Vec<i32>, VolumeError> {
+    read_vector(path, ElementType::I32)
+}
+
+/// Reads a vector of 64-bit integers, as digests of files are.
+///
+/// # Errors
+/// As [`ArrayFile::open`], and when it is no vector of int64.
+pub fn read_i64(path: &Path) -> Result<Vec<i64>, VolumeError> {
+    read_vector(path, ElementType::I64)
+}
+
+fn read_vector<T: bytemuck::Pod>(path: &Path, element: ElementType) -> Result<Vec<T>, VolumeError> {
     let array = ArrayFile::open(path)?;
-    if array.element != ElementType::I32 || array.shape.len() != 1 {
-        return Err(VolumeError::corrupt(path, "is no vector of int32"));
+    if array.element != element || array.shape.len() != 1 {
+        return Err(VolumeError::corrupt(path, format!("is no vector of {}", element.descr())));
     }
-    let mut values = vec![0; array.rows()];
+    let mut values = vec![T::zeroed(); array.rows()];
     array.read_at(0, bytemuck::cast_slice_mut(&mut values))?;
     Ok(values)
 }
 
-/// Publishes a vector of integers.
+/// Publishes a vector of 32-bit integers.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn publish_i32(path: &Path, values: &[i32]) -> Result<Digest, VolumeError> {
-    let mut writer = ArrayWriter::create(path, ElementType::I32, &[values.len()])?;
+    publish_vector(path, ElementType::I32, values)
+}
+
+/// Publishes a vector of 64-bit integers.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn publish_i64(path: &Path, values: &[i64]) -> Result<Digest, VolumeError> {
+    publish_vector(path, ElementType::I64, values)
+}
+
+fn publish_vector<T: bytemuck::Pod>(path: &Path, element: ElementType, values: &[T]) -> Result<Digest, VolumeError> {
+    let mut writer = ArrayWriter::create(path, element, &[values.len()])?;
     writer.write_raw(bytemuck::cast_slice(values))?;
     writer.commit()
 }
@@ -220,7 +248,9 @@ impl ArrayWriter {
                 halves.convert_from_f32_slice(values);
                 self.write_raw(bytemuck::cast_slice(&halves))
             }
-            ElementType::I32 => Err(VolumeError::corrupt(&self.path, "numbers do not go into an array of integers")),
+            ElementType::I32 | ElementType::I64 => {
+                Err(VolumeError::corrupt(&self.path, "numbers do not go into an array of integers"))
+            }
         }
     }
 
@@ -252,6 +282,9 @@ mod tests {
         let path = folder.path().join("a.npy");
         publish_i32(&path, &[3, -1, i32::MAX]).unwrap();
         assert_eq!(read_i32(&path).unwrap(), [3, -1, i32::MAX]);
+        assert!(read_i64(&path).is_err());
+        publish_i64(&path, &[3, i64::MIN]).unwrap();
+        assert_eq!(read_i64(&path).unwrap(), [3, i64::MIN]);
         publish_f32(&path, &[2, 2], &[1.0, f32::NAN, -0.1, 4.0]).unwrap();
         let (shape, values) = read_f32(&path).unwrap();
         assert_eq!(shape, [2, 2]);

@@ -189,6 +189,28 @@ pub struct TrainingRecord {
     pub seconds: f64,
 }
 
+/// `digests.json`: what the image files contained when they were first read, by which a file is known that was replaced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DigestsRecord {
+    /// [`VERSION`].
+    pub version: u32,
+    /// For each shard npy, int64 [shard rows]: the first eight bytes of BLAKE3; 0 for an image that could not be read.
+    pub shards: BTreeMap<u32, FileRecord>,
+}
+
+impl DigestsRecord {
+    /// No shard was read yet.
+    pub fn new() -> Self {
+        Self { version: VERSION, shards: BTreeMap::new() }
+    }
+}
+
+impl Default for DigestsRecord {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// `epoch.json`: the commit point of an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochManifest {
@@ -265,7 +287,7 @@ pub trait Versioned: Serialize + DeserializeOwned {
 macro_rules! versioned {
     ($($name:ty),+) => { $(impl Versioned for $name { fn version(&self) -> u32 { self.version } })+ };
 }
-versioned!(RunRecord, PendingEpoch, EpochManifest);
+versioned!(RunRecord, PendingEpoch, DigestsRecord, EpochManifest);
 
 /// Publishes a record as indented JSON.
 ///
