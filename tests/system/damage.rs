@@ -98,7 +98,38 @@ fn damage_is_found_by_verify_and_dropped_by_its_repair() {
     assert!(!run.join("epochs/0001").try_exists().unwrap());
     deepcluster(["resume", text(volume.path())]).good();
     same_as_undisturbed(volume.path());
+    // The last clusters belong to the network of the epoch before, so that one is needed too.
+    spoil(&run.join("epochs/0000/checkpoint.safetensors"));
+    assert_eq!(verify(true).code, Some(0));
+    deepcluster(["resume", text(volume.path())]).good();
+    same_as_undisturbed(volume.path());
+    spoil(&run.join("digests/00001.npy"));
+    assert!(verify(false).stdout.contains("digests/00001.npy: its checksum"));
     assert_eq!(deepcluster(["verify", text(volume.path()), "run-0009"]).code, Some(2));
+}
+
+/// A share that was away while the network was trained; what training has saved by then must not count for ever.
+#[test]
+fn images_that_were_away_in_training_are_trained_on_after_a_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, away, volume] = ["images", "away", "volume"].map(|name| folder.path().join(name));
+    assert!(Command::new("cp").args(["-r", text(pictures()), text(&images)]).status().unwrap().success());
+    let flags = "--arch resnet18 --image-size 32 --k 10 --batch 8 --epochs 1 --checkpoint-every 1 --device cpu --json";
+    let arguments = ["train", text(&images), "--out", text(&volume)].into_iter().chain(flags.split(' '));
+    let mut train = Followed::start(&arguments.map(str::to_owned).collect::<Vec<_>>());
+    train.wait_for_phase(0, "train");
+    let epoch = volume.join("runs/run-0001/epochs/0000");
+    let has_saved =
+        || fs::read_dir(&epoch).unwrap().any(|file| file.unwrap().file_name().display().to_string().starts_with("training-"));
+    while !has_saved() {
+        std::thread::yield_now();
+    }
+    #[expect(clippy::disallowed_methods, reason = "the folder goes away and comes back")]
+    fs::rename(&images, &away).unwrap();
+    assert_eq!(train.finish().1, Some(2));
+    #[expect(clippy::disallowed_methods, reason = "as above")]
+    fs::rename(&away, &images).unwrap();
+    deepcluster(["resume", text(&volume)]).good();
 }
 
 #[test]

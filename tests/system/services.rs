@@ -125,3 +125,19 @@ async fn bad_requests_get_a_code_and_a_sentence() {
     }
     assert!(runs.list_runs(ListRunsRequest {}).await.unwrap().into_inner().runs.is_empty());
 }
+
+/// A coordinator that was killed after it had written down that a run is finished, and before it could say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_run_is_told_even_if_a_crash_came_before_the_event() {
+    let mut stack = Stack::start();
+    let run = create(&mut stack.runs(), spec(1)).await;
+    watch_until(&mut stack.runs(), &run.run_id, has_ended).await;
+    stack.coordinator.signal(Signal::SIGKILL);
+    stack.coordinator.child.wait().unwrap();
+    let log = stack.volume.path().join("runs/run-0001/events.jsonl");
+    let events = std::fs::read_to_string(&log).unwrap();
+    let without_last = &events[..events.trim_end().rfind('\n').unwrap() + 1];
+    deepcluster_volume::publish::publish_bytes(&log, without_last.as_bytes()).unwrap();
+    stack.coordinator.restart();
+    watch_until(&mut stack.runs(), &run.run_id, has_ended).await;
+}

@@ -8,7 +8,8 @@
 //!    group of their own, so that Ctrl-C in a terminal reaches us alone.
 
 use crate::failure::Failure;
-use deepcluster_volume::publish;
+use deepcluster_domain::space::human;
+use deepcluster_volume::{publish, space};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, OpenOptions};
@@ -39,6 +40,9 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 /// So many questions without an answer in a row make a service that hangs. Questions, not seconds: this process may have
 /// been stopped itself.
 const UNANSWERED: u32 = 4;
+
+/// Least room on a volume, in bytes, for the services to start.
+const LEAST_ROOM: u64 = 2 << 20;
 
 /// How lines in a service's log begin that are not its own.
 const NOTE: &str = "deepcluster: ";
@@ -75,6 +79,11 @@ impl Stack {
     pub fn start(volume: &Path, n_extractors: usize) -> Result<Self, Failure> {
         publish::create_folder(&volume.join("logs"))?;
         let volume = fs::canonicalize(volume).map_err(|error| Failure::usage(format!("{}: {error}", volume.display())))?;
+        // Where not even a log can be written, a service cannot say what is the matter.
+        let free = space::available(&volume)?;
+        if free < LEAST_ROOM {
+            return Err(Failure::usage(format!("{} is full: {} are free", volume.display(), human(free))));
+        }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let mut services = Vec::new();
         let extractors = (0..n_extractors).map(|n| (format!("extractor-{n}"), "extractor", (cores / n_extractors).max(1)));

@@ -78,6 +78,7 @@ impl Show {
             "images" if value.get("unread_in_training").is_some() => {
                 format!("{} images could not be read in training, as {}", value["unread_in_training"], text(&value, "example"))
             }
+            "images" if value["skipped_in_all"] == 0 => "all images can be read now".to_owned(),
             "images" => format!("{} images cannot be read; images.csv says why", value["skipped_in_all"]),
             "fault" => format!("{}: {}; trying again", text(&value, "worker"), text(&value, "message")),
             _ => return Ok(()),

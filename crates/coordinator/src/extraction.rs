@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status};
 
 /// How often an idle extractor looks whether a shard has come back.
 const IDLE: Duration = Duration::from_millis(50);
@@ -125,6 +125,10 @@ impl<'a> Extraction<'a> {
 
 /// Of many extractors, a fault says which.
 fn named(worker: &Endpoint, status: Status) -> Status {
+    // What is no worker's fault is for the user to read.
+    if matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted) {
+        return status;
+    }
     match worker.uri().authority() {
         Some(address) => Status::new(status.code(), format!("{address}: {}", status.message())),
         None => status,

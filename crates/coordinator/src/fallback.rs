@@ -15,14 +15,20 @@ pub(crate) fn last_good(volume: &Volume, run: &Run) -> Result<(EpochId, Option<V
     let done = run.record().epochs_done;
     let mut next = EpochId(done);
     let mut why = None;
-    while let Some(last) = next.previous() {
+    // A run goes on from its last epoch; of one that is done, the epoch before is needed too, whose network the last
+    // clusters belong to.
+    let mut n_good = if done >= run.spec.epochs { 2 } else { 1 };
+    let mut at = next;
+    while let Some(last) = at.previous().filter(|_| n_good > 0) {
+        at = last;
         match verified_epoch(volume, &run.folder.epoch(last)) {
-            Ok(_) => break,
+            Ok(_) => n_good -= 1,
             // Older epochs are gone by design: starting all over again is for the user to say.
             Err(error) if done - last.0 > run.spec.keep_epochs.max(2) => return Err(why.unwrap_or(error)),
             Err(error @ (VolumeError::Corrupt { .. } | VolumeError::Missing(_))) => {
                 why.get_or_insert(error);
                 next = last;
+                n_good = 1;
             }
             Err(error) => return Err(error),
         }

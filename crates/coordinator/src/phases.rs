@@ -154,7 +154,13 @@ impl EpochRunner<'_> {
         let body = json!({"epoch": self.epoch.0, "unread_in_training": n_unread, "example": example});
         self.run.event("images", Severity::Warning, body).map_err(failed)?;
         let n_skipped = images::n_skipped(&self.images) + n_unread;
-        images::check_number(self.spec, self.images.len(), n_skipped, &example).map_err(Status::invalid_argument)
+        images::check_number(self.spec, self.images.len(), n_skipped, &example).map_err(|sentence| {
+            // What was saved has missed them too; whoever resumes the run has brought them back.
+            match self.note(|pending| pending.training_so_far = None) {
+                Ok(()) => Status::invalid_argument(sentence),
+                Err(status) => status,
+            }
+        })
     }
 }
 

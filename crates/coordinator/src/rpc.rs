@@ -16,6 +16,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+/// Events that a watcher who does not read keeps in memory.
+const AT_A_TIME: usize = 8;
+
 /// Answers clients.
 pub struct Rpc {
     /// What they ask about.
@@ -48,7 +51,7 @@ impl RunsRpc for Rpc {
     async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<Self::WatchRunStream>, Status> {
         let request = request.into_inner();
         let run = self.runs.get(&request.run_id)?;
-        let (sender, receiver) = mpsc::channel(64);
+        let (sender, receiver) = mpsc::channel(AT_A_TIME);
         let news = run.news();
         tokio::spawn(watch(run, news, request.from_event, sender, self.shutdown.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -113,11 +116,17 @@ async fn watch(
 ) {
     loop {
         let latest = news.borrow_and_update().clone();
-        for event in run.events_from(next) {
-            next = event.number + 1;
-            let event = Event { number: event.number, kind: event.kind, json: event.json };
-            if sender.send(Ok(WatchRunResponse { update: Some(watch_run_response::Update::Event(event)) })).await.is_err() {
-                return;
+        loop {
+            let events = run.events_from(next, AT_A_TIME);
+            if events.is_empty() {
+                break;
+            }
+            for event in events {
+                next = event.number + 1;
+                let event = Event { number: event.number, kind: event.kind, json: event.json };
+                if sender.send(Ok(WatchRunResponse { update: Some(watch_run_response::Update::Event(event)) })).await.is_err() {
+                    return;
+                }
             }
         }
         if latest.ended {

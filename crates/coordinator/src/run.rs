@@ -81,7 +81,20 @@ impl Run {
         publish::remove(&folder.assignments())?;
         let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| VolumeError::corrupt(&folder.run_json(), error))?;
         let (log, events) = EventLog::open(&folder.events_jsonl())?;
-        Ok(Self::with(volume, id, spec, record, log, events))
+        let run = Self::with(volume, id, spec, record, log, events);
+        run.tell_state()?;
+        Ok(run)
+    }
+
+    /// Adds the event of the last change of state, should a crash have come between the record and the event.
+    fn tell_state(&self) -> Result<(), VolumeError> {
+        let record = self.record();
+        let state = |event: &Event| serde_json::from_str::<Value>(&event.json).ok().map(|json| json["state"].clone());
+        let told = self.lock().events.iter().rfind(|event| event.kind == "run").and_then(state);
+        if told == Some(json!(record.state)) {
+            return Ok(());
+        }
+        self.event("run", Severity::Info, json!({"state": record.state, "message": record.message}))
     }
 
     fn with(volume: &Volume, id: RunId, spec: RunSpec, record: RunRecord, log: EventLog, events: Vec<Event>) -> Self {
@@ -216,9 +229,9 @@ impl Run {
         self.event(kind, severity, body)
     }
 
-    /// Events from a number on.
-    pub fn events_from(&self, first: u64) -> Vec<Event> {
-        self.lock().events.iter().skip(first as usize).cloned().collect()
+    /// Events from a number on, a few at a time.
+    pub fn events_from(&self, first: u64, most: usize) -> Vec<Event> {
+        self.lock().events.iter().skip(first as usize).take(most).cloned().collect()
     }
 
     /// Tells watchers how far a phase has come.

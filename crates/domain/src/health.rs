@@ -9,7 +9,8 @@ pub const LARGEST_SHARE: f64 = 0.5;
 /// Fewer effective clusters than this share of k are a collapse.
 pub const EFFECTIVE_SHARE: f64 = 0.1;
 
-/// A loss above this share of ln k, the loss of guessing, has learned nothing.
+/// A loss above this share of ln k, the loss of guessing, has learned nothing, unless it has fallen below this share of
+/// the loss of the epoch before.
 pub const GUESSING: f64 = 0.98;
 
 /// Figures of one epoch.
@@ -42,12 +43,12 @@ pub struct Warning {
 pub fn warnings(figures: &Figures) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let guess = f64::from(figures.k).ln();
-    let stuck = |loss: f64| loss > GUESSING * guess;
-    // One epoch at ln k is how every run may begin; two are a standstill.
-    if stuck(figures.loss) && figures.last_loss.is_some_and(stuck) {
+    let stuck = |last: f64| last.min(figures.loss) > GUESSING * guess && figures.loss > GUESSING * last;
+    // One epoch at ln k is how every run may begin; two without any fall are a standstill.
+    if let Some(last) = figures.last_loss.filter(|last| stuck(*last)) {
         warnings.push(Warning {
             kind: "stuck-loss",
-            message: format!("the loss has been {:.3} for two epochs, and guessing has ln k = {guess:.3}", figures.loss),
+            message: format!("the loss was {last:.3} and is {:.3}, and guessing has ln k = {guess:.3}", figures.loss),
             remedy: "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)",
         });
     }
@@ -84,6 +85,7 @@ mod tests {
         assert_eq!(kinds(HEALTHY), [""; 0]);
         assert_eq!(kinds(Figures { loss: 4.6, last_loss: None, ..HEALTHY }), [""; 0]);
         assert_eq!(kinds(Figures { loss: 4.6, last_loss: Some(4.6), ..HEALTHY }), ["stuck-loss"]);
+        assert_eq!(kinds(Figures { loss: 6.0, last_loss: Some(7.5), ..HEALTHY }), [""; 0], "it falls");
         assert_eq!(kinds(Figures { largest_share: 0.6, ..HEALTHY }), ["collapse"]);
         let few = warnings(&Figures { effective_clusters: 9.9, ..HEALTHY });
         assert!(few[0].message.contains("9.9 effective clusters of 100"), "{}", few[0].message);

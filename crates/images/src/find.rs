@@ -29,7 +29,7 @@ pub enum FindError {
 }
 
 /// All images below `root`, sorted by the bytes of their paths, with their sizes; those whose header cannot be read are
-/// listed with the reason. Symlinks are followed, each folder is entered once on any one path.
+/// listed with the reason. Symlinks are followed; each folder is entered once, by its own path rather than by a link.
 ///
 /// # Errors
 /// When a folder cannot be listed, or there is not one image.
@@ -38,8 +38,10 @@ pub fn find_images(root: &Path) -> Result<Vec<ImageEntry>, FindError> {
     if !metadata.is_dir() {
         return Err(FindError::NotAFolder(root.to_owned()));
     }
-    let mut paths = Vec::new();
-    walk(root, Path::new(""), &mut HashSet::new(), &mut paths)?;
+    let mut walk = Walk::default();
+    walk.enter(root, Path::new(""))?;
+    walk.follow_links(root)?;
+    let mut paths = walk.images;
     if paths.is_empty() {
         return Err(FindError::NoImages(root.to_owned()));
     }
@@ -59,30 +61,53 @@ pub fn describe(root: &Path, relative: &Path) -> ImageEntry {
     }
 }
 
-/// `above` holds the folders from the root to here, by device and inode, so that a symlink loop ends.
-fn walk(root: &Path, relative: &Path, above: &mut HashSet<(u64, u64)>, found: &mut Vec<PathBuf>) -> Result<(), FindError> {
-    let folder = root.join(relative);
-    let failed = |error| FindError::Io(folder.clone(), error);
-    let metadata = fs::metadata(&folder).map_err(failed)?;
-    let identity = (metadata.dev(), metadata.ino());
-    if !above.insert(identity) {
-        return Ok(());
-    }
-    for entry in fs::read_dir(&folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if name.as_bytes().starts_with(b".") {
-            continue;
+/// What was found on the way, and what was seen of the folders.
+#[derive(Default)]
+struct Walk {
+    images: Vec<PathBuf>,
+    /// Links to folders, which are followed once all real folders were entered.
+    links: Vec<PathBuf>,
+    /// Folders that were entered, by device and inode: each is entered once, however many links lead there.
+    entered: HashSet<(u64, u64)>,
+}
+
+impl Walk {
+    fn enter(&mut self, root: &Path, relative: &Path) -> Result<(), FindError> {
+        let folder = root.join(relative);
+        let failed = |error| FindError::Io(folder.clone(), error);
+        let metadata = fs::metadata(&folder).map_err(failed)?;
+        if !self.entered.insert((metadata.dev(), metadata.ino())) {
+            return Ok(());
         }
-        let child = relative.join(&name);
-        // A dangling link or a loop of links has no metadata: it is listed if its name says image, and skipped later.
-        if fs::metadata(root.join(&child)).is_ok_and(|metadata| metadata.is_dir()) {
-            walk(root, &child, above, found)?;
-        } else if has_image_extension(&child) {
-            found.push(child);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if name.as_bytes().starts_with(b".") {
+                continue;
+            }
+            let child = relative.join(&name);
+            let is_link = entry.file_type().map_err(failed)?.is_symlink();
+            // A dangling link or a loop of links has no metadata: it is listed if its name says image, and skipped later.
+            let is_folder = fs::metadata(root.join(&child)).is_ok_and(|metadata| metadata.is_dir());
+            match (is_folder, is_link) {
+                (true, true) => self.links.push(child),
+                (true, false) => self.enter(root, &child)?,
+                (false, _) if has_image_extension(&child) => self.images.push(child),
+                (false, _) => {}
+            }
         }
+        Ok(())
     }
-    above.remove(&identity);
-    Ok(())
+
+    /// Follows the links, in the order of their names, and those that they lead to.
+    fn follow_links(&mut self, root: &Path) -> Result<(), FindError> {
+        while !self.links.is_empty() {
+            let mut links = std::mem::take(&mut self.links);
+            links.sort();
+            links.iter().try_for_each(|link| self.enter(root, link))?;
+        }
+        Ok(())
+    }
 }
 
 fn has_image_extension(path: &Path) -> bool {
@@ -107,6 +132,10 @@ mod tests {
         symlink(root.join("b/c/one.PNG"), root.join("a-link.png")).unwrap();
         symlink(root, root.join("b/loop")).unwrap();
         symlink("nowhere", root.join("dangling.jpg")).unwrap();
+        // Folders that link to each other have as many paths as there are orders of them.
+        symlink(root.join("b"), root.join("another-b")).unwrap();
+        symlink(root.join("b/c"), root.join("b/another-c")).unwrap();
+        symlink(root.join("b"), root.join("b/c/back")).unwrap();
         fs::copy(root.join("b/c/one.PNG"), root.join("notes.txt")).unwrap();
         fs::create_dir(root.join("folder.jpg")).unwrap();
         let found = find_images(root).unwrap();

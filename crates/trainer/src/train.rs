@@ -70,6 +70,9 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
             saver.save_if_due(&pass, &progress, context)?;
         }
     }
+    if progress.steps < lesson.order.len().div_ceil(request.batch as usize) as u64 {
+        return Err(Status::internal("the images ended before the epoch did; see the log of the trainer"));
+    }
     if progress.n_images == 0 {
         return Err(Status::failed_precondition("there was nothing to train on: of the images drawn, none could be read"));
     }

@@ -59,6 +59,9 @@ impl VolumeLock {
     pub fn take(root: &Path, patience: Duration) -> Result<Self, VolumeError> {
         create_folder(root)?;
         let path = owner_file(root);
+        // One at a time, or two could take the place of the same owner. Where a folder cannot be locked, the later one wins.
+        let turn = File::open(root).map_err(VolumeError::io(root))?;
+        let _ = turn.lock();
         loop {
             let before = OpenOptions::new().create(true).append(true).read(true).open(&path).map_err(VolumeError::io(&path))?;
             let silent = match before.try_lock() {

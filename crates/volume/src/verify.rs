@@ -2,7 +2,7 @@
 
 use crate::events::EventLog;
 use crate::publish::{self, TEMPORARY};
-use crate::records::{EpochManifest, PendingEpoch, RunRecord, RunState, publish_record, read_record};
+use crate::records::{DigestsRecord, EpochManifest, PendingEpoch, RunRecord, RunState, publish_record, read_record};
 use crate::{EpochFolder, RunFolder, Volume, VolumeError, image_list};
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use std::fs;
@@ -53,13 +53,16 @@ pub fn verify_run(volume: &Volume, id: &RunId) -> Result<Report, VolumeError> {
     for epoch in folder.epoch_ids()? {
         report.check_epoch(volume, &folder.epoch(epoch), epoch, record.as_ref())?;
     }
-    // The last epoch that the record counts must be there, since the run goes on from it.
-    if let Some(last) = record.and_then(|record| EpochId(record.epochs_done).previous())
-        && !report.good_epochs.contains(&last)
-        && !report.damaged_epochs.contains(&last)
+    if let Some(record) = &record {
+        report.check_needed(&folder, record);
+    }
+    let digests = folder.digests_json();
+    if digests.try_exists().map_err(VolumeError::io(&digests))?
+        && let Some(digests) = report.note(read_record::<DigestsRecord>(&digests))?
     {
-        report.damaged_epochs.push(last);
-        report.damage.push(VolumeError::Missing(folder.epoch(last).epoch_json()));
+        for file in digests.shards.values() {
+            report.note(volume.verified(file))?;
+        }
     }
     Ok(report)
 }
@@ -77,6 +80,18 @@ impl Report {
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The last epoch that the record counts must be there, since the run goes on from it; of a finished run also the one
+    /// before, whose network the last clusters belong to.
+    fn check_needed(&mut self, folder: &RunFolder, record: &RunRecord) {
+        let n_needed = if record.state == RunState::Finished { 2 } else { 1 };
+        for needed in (record.epochs_done.saturating_sub(n_needed)..record.epochs_done).map(EpochId) {
+            if !self.good_epochs.contains(&needed) && !self.damaged_epochs.contains(&needed) {
+                self.damaged_epochs.push(needed);
+                self.damage.push(VolumeError::Missing(folder.epoch(needed).epoch_json()));
+            }
         }
     }
 
@@ -139,8 +154,15 @@ pub fn repair_run(volume: &Volume, id: &RunId, report: &Report) -> Result<(), Vo
         EventLog::salvage(&folder.events_jsonl())?;
     }
     let Ok(mut record) = read_record::<RunRecord>(&folder.run_json()) else { return Ok(()) };
-    let next = report.good_epochs.last().map_or(0, |last| last.0 + 1);
+    let finished = record.state == RunState::Finished;
+    let last = report.good_epochs.last().map_or(0, |last| last.0 + 1);
+    // Epochs after one that is needed and gone are made anew with it.
+    let gone = report.damaged_epochs.iter().filter(|epoch| finished && epoch.0 + 2 >= record.epochs_done).min();
+    let next = gone.map_or(last, |gone| gone.0.min(last));
     if next < record.epochs_done {
+        for later in folder.epoch_ids()?.into_iter().filter(|epoch| epoch.0 >= next) {
+            publish::remove(folder.epoch(later).path())?;
+        }
         record.epochs_done = next;
         if record.state == RunState::Finished {
             record.state = RunState::Paused;
