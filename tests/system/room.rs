@@ -33,10 +33,10 @@ fn a_volume_that_becomes_full_pauses_the_run() {
         return;
     }
     let said = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
-    for time in ["first", "second"] {
+    for (time, word) in [("first", "No space left"), ("second", "is full")] {
         let sentence = said(&format!("{time}.err"));
         assert_eq!(said(&format!("{time}.code")), "2\n", "{time}: {sentence}");
-        assert!(sentence.contains("No space left") && sentence.contains(text(&volume)), "{time}: {sentence}");
+        assert!(sentence.contains(word) && sentence.contains(text(&volume)), "{time}: {sentence}");
     }
     assert!(said("first.err").contains("make room for"), "{}", said("first.err"));
     assert_eq!(said("verified.code"), "0\n", "{}", said("verified"));
