@@ -132,6 +132,24 @@ fn images_that_were_away_in_training_are_trained_on_after_a_resume() {
     deepcluster(["resume", text(&volume)]).good();
 }
 
+/// Every image was replaced before anything was committed: the run fails, and takes the new ones when it is resumed.
+#[test]
+fn images_that_were_replaced_in_the_first_epoch_are_the_runs_after_a_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, volume] = ["images", "volume"].map(|name| folder.path().join(name));
+    let draw = |size: &str| deepcluster(["demo-images", text(&images), "--count", "40", "--size", size]).good();
+    draw("48");
+    let flags = "--arch resnet18 --image-size 32 --k 10 --batch 8 --epochs 1 --device cpu --json";
+    let arguments = ["train", text(&images), "--out", text(&volume)].into_iter().chain(flags.split(' '));
+    let mut train = Followed::start(&arguments.map(str::to_owned).collect::<Vec<_>>());
+    train.wait_for_phase(0, "cluster");
+    draw("64");
+    assert_ne!(train.finish().1, Some(0));
+    deepcluster(["resume", text(&volume)]).good();
+    let list = image_list::read(&volume.join("runs/run-0001/images.csv")).unwrap();
+    assert!(list.iter().all(|image| image.skipped.is_none() && image.width == 64), "{list:?}");
+}
+
 #[test]
 fn images_that_were_mended_take_part_again() {
     let folder = tempfile::tempdir().unwrap();

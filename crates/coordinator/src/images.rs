@@ -47,8 +47,8 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     let mut images = if anew { list_all(&folder, &before)? } else { before.clone() };
     for image in images.iter_mut() {
         let Some(why) = &image.skipped else { continue };
-        // Labels that the run has given belong to the file that was there before.
-        if why.starts_with(REPLACED) {
+        // Labels that the run has given belong to the file that was there before; a list made anew has given none.
+        if why.starts_with(REPLACED) && !anew {
             continue;
         }
         *image = describe(&folder, image.as_path());
@@ -63,11 +63,13 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     };
     let statuses = |images: &[ImageEntry]| images.iter().map(|image| image.skipped.is_some()).collect::<Vec<_>>();
     let same_files = images.iter().map(|image| &image.path).eq(before.iter().map(|image| &image.path));
-    if same_files && statuses(&images) == statuses(&before) {
+    // Files that were replaced before anything was committed are the run's images from now on, whatever their size was.
+    let unchanged = if anew { images == before } else { same_files && statuses(&images) == statuses(&before) };
+    if unchanged {
         return Ok(());
     }
     publish::remove(&run.folder.epoch(deepcluster_domain::EpochId(record.epochs_done)).pending_json()).map_err(failed)?;
-    if !same_files {
+    if anew {
         publish::remove(&run.folder.digests_json()).map_err(failed)?;
     }
     image_list::publish(&run.folder.images_csv(), &images).map_err(failed)?;
