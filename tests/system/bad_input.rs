@@ -57,6 +57,9 @@ fn values_that_do_not_do() {
     for (flags, words) in table {
         refused(pictures(), &volume, flags, words);
     }
+    assert!(
+        !volume.join("runs").try_exists().unwrap_or(true) || std::fs::read_dir(volume.join("runs")).unwrap().next().is_none()
+    );
 }
 
 #[test]

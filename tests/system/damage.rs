@@ -2,8 +2,10 @@
 
 use crate::recovery::same_as_undisturbed;
 use crate::support::{Followed, deepcluster, finished_run, pictures, program, text, train_arguments};
+use deepcluster_volume::events::EventLog;
 use deepcluster_volume::image_list;
 use deepcluster_volume::publish::publish_bytes;
+use deepcluster_volume::records::{RunRecord, RunState, publish_record, read_record};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -108,6 +110,68 @@ fn damage_is_found_by_verify_and_dropped_by_its_repair() {
     assert_eq!(deepcluster(["verify", text(volume.path()), "run-0009"]).code, Some(2));
 }
 
+/// What a run is known by: nothing of it is passed over in silence, and what else tells the same is made anew.
+#[test]
+fn damaged_records_of_a_run_are_found_and_made_anew_where_that_is_possible() {
+    let volume = copied();
+    let run = volume.path().join("runs/run-0001");
+    let verify = |flags: &[&str]| deepcluster(["verify", text(volume.path())].into_iter().chain(flags.iter().copied()));
+    type Damage = fn(&Path);
+    let table: [(Damage, &str); 4] = [
+        (|run| fs::remove_file(run.join("run.json")).unwrap(), "run.json"),
+        (|run| spoil(&run.join("run.json")), "run.json"),
+        (|run| spoil(&run.join("labels.csv")), "labels.csv"),
+        (|run| fs::remove_file(run.join("labels.csv")).unwrap(), "labels.csv"),
+    ];
+    for (damage, name) in table {
+        let before = fs::read(run.join(name)).unwrap();
+        damage(&run);
+        let found = verify(&[]);
+        assert_eq!(found.code, Some(1), "{name}");
+        assert!(found.stdout.contains(name), "{}", found.stdout);
+        if name == "run.json" {
+            let train = deepcluster(train_arguments(volume.path()));
+            assert_eq!(train.code, Some(2), "{}", train.stderr);
+            assert!(train.stderr.contains("run-0001/run.json") && train.stderr.contains("verify"), "{}", train.stderr);
+            assert!(!volume.path().join("runs/run-0002").try_exists().unwrap());
+            assert_eq!(deepcluster(["labels", text(&run)]).code, Some(2));
+        }
+        verify(&["--repair"]).good();
+        if name == "labels.csv" {
+            assert_eq!(fs::read(run.join(name)).unwrap(), before);
+        }
+        same_as_undisturbed(volume.path());
+        deepcluster(["labels", text(&run)]).good();
+    }
+    // Where the images lie in the labels nothing else tells.
+    let list = fs::read_to_string(run.join("images.csv")).unwrap();
+    publish_bytes(&run.join("images.csv"), list.replacen("stripes", "strides", 1).as_bytes()).unwrap();
+    let found = verify(&["--repair"]);
+    assert_eq!(found.code, Some(1));
+    assert!(found.stderr.contains("beyond repair"), "{}", found.stderr);
+    let labels = deepcluster(["labels", text(&run)]);
+    assert_eq!(labels.code, Some(2));
+    assert!(labels.stderr.contains("images.csv: its checksum"), "{}", labels.stderr);
+}
+
+/// Events tell what happened; a run does not go on from them, nor stop because of them.
+#[test]
+fn damaged_events_keep_no_run_from_going_on() {
+    let volume = copied();
+    let run = volume.path().join("runs/run-0001");
+    fs::remove_dir_all(run.join("epochs/0001")).unwrap();
+    let events = fs::read_to_string(run.join("events.jsonl")).unwrap();
+    let n_events = events.lines().count();
+    let fourth = events.lines().nth(3).unwrap();
+    publish_bytes(&run.join("events.jsonl"), events.replace(fourth, &fourth[..9]).as_bytes()).unwrap();
+    deepcluster(["resume", text(volume.path()), "run-0001"]).good();
+    same_as_undisturbed(volume.path());
+    let events = EventLog::read(&run.join("events.jsonl")).unwrap();
+    assert_eq!(events[3].kind, "lost");
+    assert_eq!(events[4].json, fs::read_to_string(finished_run().folder().join("events.jsonl")).unwrap().lines().nth(4).unwrap());
+    assert!(events[n_events].json.contains("line 4 is no event"), "{}", events[n_events].json);
+}
+
 /// A share that was away while the network was trained; what training has saved by then must not count for ever.
 #[test]
 fn images_that_were_away_in_training_are_trained_on_after_a_resume() {
@@ -189,9 +253,9 @@ fn images_that_were_mended_take_part_again() {
 #[test]
 fn a_cancelled_run_is_not_resumed() {
     let volume = copied();
-    let record = volume.path().join("runs/run-0001/run.json");
-    let cancelled = fs::read_to_string(&record).unwrap().replace("\"finished\"", "\"cancelled\"");
-    publish_bytes(&record, cancelled.as_bytes()).unwrap();
+    let path = volume.path().join("runs/run-0001/run.json");
+    let record: RunRecord = read_record(&path).unwrap();
+    publish_record(&path, &RunRecord { state: RunState::Cancelled, ..record }).unwrap();
     let outcome = deepcluster(["resume", text(volume.path()), "run-0001"]);
     assert_eq!(outcome.code, Some(2));
     assert!(outcome.stderr.contains("run run-0001 is cancelled"), "{}", outcome.stderr);

@@ -81,10 +81,7 @@ fn assigned_images_of_the_run_get_their_own_labels() {
         })
         .collect();
     let some: Vec<_> = labels.keys().take(12).map(|path| pictures().join(path)).collect();
-    let some: [&Path; 12] = std::array::from_fn(|index| some[index].as_path());
-    let mut arguments = vec!["assign", text(&folder)];
-    arguments.extend(some.map(text));
-    let assigned = deepcluster::<14>(arguments.try_into().unwrap()).good();
+    let assigned = deepcluster(["assign", text(&folder)].into_iter().chain(some.iter().map(|path| text(path)))).good();
     assert_eq!(assigned.lines().count(), 13);
     for line in assigned.lines().skip(1) {
         let parts: Vec<&str> = line.split(',').collect();

@@ -79,8 +79,7 @@ fn a_messy_folder_is_trained_on_and_the_broken_files_are_named() {
     }
     let volume = folder.path().join("volume");
     let arguments = ["train", text(&images), "--out", text(&volume), "--image-size", "64", "--k", "3", "--epochs", "1"];
-    let arguments: Vec<&str> = arguments.into_iter().chain(["--batch", "8", "--max-skipped", "0.2", "--json"]).collect();
-    deepcluster::<15>(arguments.try_into().unwrap()).good();
+    deepcluster(arguments.into_iter().chain(["--batch", "8", "--max-skipped", "0.2", "--json"])).good();
     let run = volume.join("runs/run-0001");
     let list = image_list::read(&run.join("images.csv")).unwrap();
     let skipped: Vec<&[u8]> = list.iter().filter(|image| image.skipped.is_some()).map(|image| image.path.as_slice()).collect();

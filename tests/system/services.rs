@@ -1,6 +1,6 @@
 //! The services as gRPC servers: health, reflection, the Runs API, draining, and a coordinator that dies.
 
-use crate::stack::{Service, Stack, create, has_ended, is_phase, spec, until_serving, watch_until};
+use crate::stack::{Service, Stack, Workers, create, has_ended, is_phase, spec, until_serving, watch_until, worker_flags};
 use crate::support::{pictures, processes, text};
 use deepcluster_proto::v1::*;
 use nix::sys::signal::Signal;
@@ -124,6 +124,23 @@ async fn bad_requests_get_a_code_and_a_sentence() {
         assert_eq!(status.code(), code, "{id}");
     }
     assert!(runs.list_runs(ListRunsRequest {}).await.unwrap().into_inner().runs.is_empty());
+}
+
+/// An extractor to which nobody has given the images.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extractor_that_cannot_do_its_work_does_not_end_the_run() {
+    let Workers { volume, mut workers } = Stack::workers_only(1);
+    let nothing = tempfile::tempdir().unwrap();
+    workers.push(Service::start("extractor", volume.path(), &[format!("--images={}", text(nothing.path()))]));
+    let coordinator = Service::start("coordinator", volume.path(), &worker_flags(&workers));
+    let mut runs = coordinator.runs();
+    let run = create(&mut runs, spec(1)).await;
+    let events = watch_until(&mut runs, &run.run_id, has_ended).await;
+    let faults: Vec<&Event> = events.iter().filter(|event| event.kind == "fault").collect();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].json.contains("gets no more shards") && faults[0].json.contains("is it mounted?"), "{faults:?}");
+    let run = runs.get_run(GetRunRequest { run_id: run.run_id }).await.unwrap().into_inner().run.unwrap();
+    assert_eq!(run.state(), RunState::Finished, "{}", run.message);
 }
 
 /// A coordinator that was killed after it had written down that a run is finished, and before it could say so.

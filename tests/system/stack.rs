@@ -35,9 +35,10 @@ impl Service {
     /// The program of a folder, with variables in the environment of its first life.
     pub fn start_from(programs: &Path, kind: &str, volume: &Path, more: &[String], environment: &[(String, String)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let images = pictures().parent().unwrap();
-        let mut arguments = vec![format!("--volume={}", text(volume)), format!("--images={}", text(images))];
-        arguments.push("--listen=stdin".to_owned());
+        let mut arguments = vec![format!("--volume={}", text(volume)), "--listen=stdin".to_owned()];
+        if !more.iter().any(|flag| flag.starts_with("--images=")) {
+            arguments.push(format!("--images={}", text(pictures().parent().unwrap())));
+        }
         arguments.extend_from_slice(more);
         let program = programs.join(format!("deepcluster-{kind}"));
         let child = Self::spawn(&program, &arguments, &listener, environment);
@@ -143,7 +144,8 @@ impl Stack {
     }
 }
 
-fn worker_flags(workers: &[Service]) -> Vec<String> {
+/// What a coordinator must be told of workers: an extractor, the clusterer, the trainer, further extractors.
+pub fn worker_flags(workers: &[Service]) -> Vec<String> {
     let flags = ["extractors", "clusterer", "trainer"].into_iter().chain(std::iter::repeat("extractors"));
     flags.zip(workers).map(|(flag, worker)| format!("--{flag}={}", worker.address())).collect()
 }

@@ -145,6 +145,32 @@ impl Stack {
     }
 }
 
+/// Whether this machine has a device, before a run is made for it.
+///
+/// # Errors
+/// The trainer's sentence when it is not there; when the trainer is missing.
+pub fn check_device(device: &str) -> Result<(), Failure> {
+    let program = program("trainer")?;
+    let output = Command::new(&program).arg(format!("--check-device={device}")).output();
+    let output = output.map_err(|error| Failure::other(format!("cannot start {}: {error}", program.display())))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    let words = words.lines().last().unwrap_or("the trainer left no word");
+    Err(Failure::usage(format!("--device {device}: {}", words.split_once(": ").map_or(words, |(_, sentence)| sentence))))
+}
+
+/// A service's program, which lies beside this one.
+fn program(kind: &str) -> Result<PathBuf, Failure> {
+    let here = std::env::current_exe().map_err(|error| Failure::other(error.to_string()))?;
+    let program = here.with_file_name(format!("deepcluster-{kind}"));
+    match program.is_file() {
+        true => Ok(program),
+        false => Err(Failure::other(format!("{} is missing; `make build` makes it", program.display()))),
+    }
+}
+
 /// Asks a service again and again whether it is well, and counts the questions that it leaves unanswered.
 async fn ask(address: Option<SocketAddr>, unanswered: Arc<AtomicU32>) {
     let endpoint = address.and_then(|address| Endpoint::from_shared(format!("http://{address}")).ok());
@@ -161,11 +187,7 @@ async fn ask(address: Option<SocketAddr>, unanswered: Arc<AtomicU32>) {
 
 impl Service {
     fn new(name: &str, kind: &str, threads: usize, volume: &Path, more: Vec<String>) -> Result<Self, Failure> {
-        let here = std::env::current_exe().map_err(|error| Failure::other(error.to_string()))?;
-        let program = here.with_file_name(format!("deepcluster-{kind}"));
-        if !program.is_file() {
-            return Err(Failure::other(format!("{} is missing; `make build` makes it", program.display())));
-        }
+        let program = program(kind)?;
         let listener =
             TcpListener::bind("127.0.0.1:0").map_err(|error| Failure::other(format!("no port on 127.0.0.1: {error}")))?;
         let mut arguments = vec![

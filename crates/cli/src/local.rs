@@ -22,7 +22,7 @@ impl LastEpoch {
     /// # Errors
     /// When the folder is no run, nothing is committed yet, or what was committed last is damaged.
     pub fn of(run: &RunFolder) -> Result<Self, Failure> {
-        if !run.run_json().is_file() {
+        if !run.run_json().is_file() && !run.events_jsonl().is_file() {
             return Err(Failure::usage(format!("{} is not the folder of a run", run.path().display())));
         }
         let record: RunRecord = read_record(&run.run_json())?;
@@ -65,7 +65,8 @@ fn damaged(error: VolumeError) -> Failure {
 pub fn labels(run: &Path, as_json: bool) -> Result<(), Failure> {
     let run = RunFolder::at(run);
     let last = LastEpoch::of(&run)?;
-    let images = image_list::read(&run.images_csv())?;
+    let record: RunRecord = read_record(&run.run_json())?;
+    let images = image_list::read_known(&run.images_csv(), &record.resolved.images_csv)?;
     let labels = npy::read_i32(&last.verified("labels.npy")?)?;
     let (_, distances) = npy::read_f32(&last.verified("distances.npy")?)?;
     if images.len() != labels.len() || images.len() != distances.len() {

@@ -1,13 +1,14 @@
 //! `train` and `resume`: a run on the services of this machine.
 
 use crate::client::{Client, NoRoom};
-use crate::embedded::Stack;
+use crate::embedded::{Stack, check_device};
 use crate::failure::{Failure, say};
 use crate::show::Show;
-use deepcluster_domain::RunSpec;
+use deepcluster_domain::{DeviceChoice, RunId, RunSpec};
 use deepcluster_proto::run_spec_to_wire;
 use deepcluster_proto::v1::{Run, RunState};
 use deepcluster_volume::Volume;
+use deepcluster_volume::records::{RunRecord, read_record};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -48,6 +49,10 @@ pub async fn train(spec: RunSpec, volume: &Path, n_extractors: usize, json: bool
     if !(1..=64).contains(&n_extractors) {
         return Err(Failure::usage("--extractors must lie between 1 and 64"));
     }
+    if matches!(spec.device, DeviceChoice::Cuda(_)) {
+        check_device(&spec.device.to_string())?;
+    }
+    check_records(volume, &Volume::new(volume).run_ids()?)?;
     embedded(volume, n_extractors, Wanted::Spec(Box::new(spec)), json).await
 }
 
@@ -63,7 +68,21 @@ pub async fn resume(volume: &Path, run: Option<String>, json: bool) -> Result<()
     if let Some(name) = run.as_ref().filter(|name| !runs.iter().any(|id| id.as_str() == name.as_str())) {
         return Err(Failure::usage(format!("{} has no run {name}", volume.display())));
     }
+    let named = |id: &RunId| run.as_ref().is_none_or(|name| id.as_str() == name.as_str());
+    check_records(volume, &runs.iter().filter(|id| named(id)).cloned().collect::<Vec<_>>())?;
     embedded(volume, 1, Wanted::Unfinished(run), json).await
+}
+
+/// A run whose record cannot be read may be the very one that is to go on; another must not begin in its place unasked.
+fn check_records(volume: &Path, runs: &[RunId]) -> Result<(), Failure> {
+    for id in runs {
+        let folder = Volume::new(volume).run(id);
+        let (at, run) = (volume.display(), folder.path().display());
+        read_record::<RunRecord>(&folder.run_json()).map_err(|error| {
+            Failure::usage(format!("{error}; `deepcluster verify {at} --repair` may mend it, or {run} must be moved away"))
+        })?;
+    }
+    Ok(())
 }
 
 /// Starts the services, works with them, stops the services, whatever happens.

@@ -16,7 +16,7 @@ use deepcluster_service::requests::{file_to_wire, record_of, volume_status};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::layout::resolve_below;
 use deepcluster_volume::records::{EpochManifest, read_record};
-use deepcluster_volume::{Volume, npy, publish};
+use deepcluster_volume::{Volume, VolumeError, npy, publish};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -89,7 +89,7 @@ impl OneAssignment<'_> {
         let request = |shard: ShardId| {
             requests.get(shard.0 as usize).cloned().ok_or_else(|| Status::internal(format!("there is no shard {shard}")))
         };
-        let shards = Shards { request: &request, progress: &|_, _| {}, done: &done };
+        let shards = Shards { request: &request, progress: &|_, _| {}, done: &done, failed: &|_| Ok(()) };
         Extraction::new((0..requests.len() as u32).map(ShardId), call, shards).run(self.workers).await?;
         let extracted = extracted.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut reasons: Vec<Option<String>> = self.images.iter().map(|image| image.skipped.clone()).collect();
@@ -121,7 +121,9 @@ impl OneAssignment<'_> {
     fn extract_requests(&self) -> Result<Vec<v1::ExtractRequest>, Status> {
         let spec = &self.run.spec;
         let list = self.folder.0.join("images.csv");
-        image_list::publish(&list, &self.images).map_err(|error| volume_status(&error))?;
+        let failed = |error: VolumeError| volume_status(&error);
+        let (csv, _) = image_list::to_csv(&self.images).map_err(|error| failed(VolumeError::io(&list)(error)))?;
+        publish::publish_bytes(&list, &csv).map_err(failed)?;
         let list = self.volume.record_existing(&list).map_err(|error| volume_status(&error))?;
         let shards = self.images.chunks(spec.shard_images as usize).enumerate();
         let request = |(shard, images): (usize, &[ImageEntry])| {
@@ -152,7 +154,7 @@ impl OneAssignment<'_> {
         &self,
         field: &'static str,
         file: Option<&v1::File>,
-        read: impl FnOnce(&Path) -> Result<T, deepcluster_volume::VolumeError>,
+        read: impl FnOnce(&Path) -> Result<T, VolumeError>,
     ) -> Result<T, Status> {
         let path = self.volume.verified(&record_of(field, file)?);
         path.and_then(|path| read(&path)).map_err(|error| volume_status(&error))

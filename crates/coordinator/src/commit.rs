@@ -63,7 +63,7 @@ impl EpochRunner<'_> {
 pub(crate) fn after_commit(volume: &Volume, run: &Run, epoch: EpochId, scores: &EpochScores) -> Result<(), VolumeError> {
     let folder = run.folder.epoch(epoch);
     let manifest: EpochManifest = read_record(&folder.epoch_json())?;
-    let images = image_list::read(&run.folder.images_csv())?;
+    let images = run.images()?;
     let labels = npy::read_i32(&volume.verified(&manifest.files.labels)?)?;
     let (_, distances) = npy::read_f32(&volume.verified(&manifest.files.distances)?)?;
     image_list::publish_labels(&run.folder.labels_csv(), &images, &labels, &distances)?;

@@ -14,7 +14,7 @@ use deepcluster_domain::{EpochId, EpochProgress, RunSpec, ShardId, Step};
 use deepcluster_proto::{network_of, v1};
 use deepcluster_service::requests::{file_to_wire, volume_status};
 use deepcluster_volume::events::Severity;
-use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::publish::TEMPORARY;
 use deepcluster_volume::records::{DigestsRecord, EpochManifest, EpochScores, PendingEpoch, publish_record, read_record};
 use deepcluster_volume::{EpochFolder, FileRecord, Volume, VolumeError, publish};
@@ -77,7 +77,7 @@ impl<'a> EpochRunner<'a> {
             Some(last) => Some(read_record(&run.folder.epoch(last).epoch_json()).map_err(failed)?),
             None => None,
         };
-        let list = image_list::read(&run.folder.images_csv()).map_err(failed)?;
+        let list = run.images().map_err(failed)?;
         let n_images = run.record().resolved.n_images;
         if list.len() != n_images {
             let why = format!("lists {} images, run.json says {n_images}", list.len());
@@ -87,10 +87,13 @@ impl<'a> EpochRunner<'a> {
             Ok(pending) => trusted(&workshop.volume, pending),
             Err(_) => PendingEpoch::new(epoch.0),
         };
-        let mut digests: DigestsRecord = read_record(&run.folder.digests_json()).unwrap_or_default();
-        digests.shards.retain(|_, file| workshop.volume.verified(file).is_ok());
+        let (digests, lost) = trusted_digests(&workshop.volume, &run.folder.digests_json());
         let (pending, digests) = (Mutex::new(pending), Mutex::new(digests));
         let mut runner = Self { workshop, run, spec: &run.spec, epoch, folder, last, images: list, pending, digests };
+        for damage in lost {
+            let message = format!("{damage}; the files that it is about are taken for the run's images as they are now");
+            runner.fault("volume", &Status::data_loss(message));
+        }
         // A crash may have come between a shard's record and images.csv.
         runner.note_skipped()?;
         Ok(runner)
@@ -162,6 +165,13 @@ impl EpochRunner<'_> {
         self.workshop.volume.adopt(staged, target).map_err(failed)
     }
 
+    /// Removes what a try that failed has made under the names that its request gave.
+    pub(crate) fn discard(&self, staged: &[&str]) -> Result<(), Status> {
+        let volume = &self.workshop.volume;
+        let named = staged.iter().filter(|name| !name.is_empty());
+        named.map(|name| volume.resolve(name)).try_for_each(|path| publish::discard(&path?)).map_err(failed)
+    }
+
     pub(crate) fn network(&self) -> v1::Network {
         network_of(self.spec, self.last.as_ref().map(|last| file_to_wire(&last.files.checkpoint)))
     }
@@ -180,20 +190,19 @@ impl EpochRunner<'_> {
 
     /// Takes images that turned out unreadable out of the run, and ends it when they are too many.
     pub(crate) fn note_skipped(&mut self) -> Result<(), Status> {
-        let mut n_new = 0;
         let pending = self.pending();
         for (index, reason) in pending.shards.values().flat_map(|shard| &shard.skipped) {
             if let Some(image) = self.images.get_mut(*index as usize)
                 && image.skipped.is_none()
             {
                 image.skipped = Some(reason.clone());
-                n_new += 1;
             }
         }
         let n_skipped = images::n_skipped(&self.images);
+        // Not those new in the list: a crash may have come between the list and what run.json says of it.
+        let n_new = n_skipped.saturating_sub(self.run.record().resolved.n_skipped);
         if n_new > 0 {
-            image_list::publish(&self.run.folder.images_csv(), &self.images).map_err(failed)?;
-            self.run.update(|record| record.resolved.n_skipped = n_skipped).map_err(failed)?;
+            self.run.publish_images(&self.images, |known| known.n_skipped = n_skipped).map_err(failed)?;
             let example = images::first_example(&self.images).unwrap_or_default();
             let body = json!({"epoch": self.epoch.0, "skipped": n_new, "skipped_in_all": n_skipped, "example": example});
             self.run.event("images", Severity::Warning, body).map_err(failed)?;
@@ -238,6 +247,21 @@ impl EpochRunner<'_> {
 
 pub(crate) fn failed(error: VolumeError) -> Status {
     volume_status(&error)
+}
+
+/// What is left of the digests once every file that they name was verified, and what is wrong with the others.
+fn trusted_digests(volume: &Volume, path: &Path) -> (DigestsRecord, Vec<VolumeError>) {
+    let mut damage = Vec::new();
+    let mut digests = match read_record::<DigestsRecord>(path) {
+        Ok(digests) => digests,
+        Err(VolumeError::Missing(_)) => DigestsRecord::new(),
+        Err(error) => {
+            damage.push(error);
+            DigestsRecord::new()
+        }
+    };
+    digests.shards.retain(|_, file| volume.verified(file).map_err(|error| damage.push(error)).is_ok());
+    (digests, damage)
 }
 
 /// What is left of a pending epoch once every file that it names was verified.

@@ -1,4 +1,7 @@
 //! Shards over extractors: whoever is free takes the next one, and what an extractor cannot do goes to another.
+//!
+//! An extractor that cannot do its work at all, as one that does not see the images, gets no more shards until the next
+//! epoch. The run fails only when the last one has given up.
 
 use crate::retry::Retry;
 use crate::workers::{Call, Workers};
@@ -24,11 +27,15 @@ pub(crate) type ShardProgress<'a> = &'a (dyn Fn(ShardId, Progress) + Sync);
 /// Told what came out of a shard.
 pub(crate) type ShardDone<'a> = &'a (dyn Fn(ShardId, ExtractResult) -> Result<(), Status> + Sync);
 
+/// Told of a try that failed, whose files nobody waits for any more.
+pub(crate) type ShardFailed<'a> = &'a (dyn Fn(&ExtractRequest) -> Result<(), Status> + Sync);
+
 /// Who is asked and told about shards.
 pub(crate) struct Shards<'a> {
     pub(crate) request: ShardRequest<'a>,
     pub(crate) progress: ShardProgress<'a>,
     pub(crate) done: ShardDone<'a>,
+    pub(crate) failed: ShardFailed<'a>,
 }
 
 /// Computes shards on all extractors at once.
@@ -43,6 +50,8 @@ pub(crate) struct Extraction<'a> {
 struct Queue {
     waiting: VecDeque<ShardId>,
     under_way: usize,
+    /// Extractors that have not given up.
+    n_extractors: usize,
 }
 
 /// What an extractor that is free does next.
@@ -56,7 +65,7 @@ enum Take {
 impl<'a> Extraction<'a> {
     /// Of these shards; `call` says how to stop and whom to tell of faults.
     pub(crate) fn new(waiting: impl IntoIterator<Item = ShardId>, call: Call<'a>, shards: Shards<'a>) -> Self {
-        let queue = Queue { waiting: waiting.into_iter().collect(), under_way: 0 };
+        let queue = Queue { waiting: waiting.into_iter().collect(), under_way: 0, n_extractors: 0 };
         Self { queue: Mutex::new(queue), call, shards, finished: CancellationToken::new() }
     }
 
@@ -65,6 +74,7 @@ impl<'a> Extraction<'a> {
     /// # Errors
     /// What an extractor or `done` says once trying again is no use; CANCELLED when stopped.
     pub(crate) async fn run(self, workers: &Workers) -> Result<(), Status> {
+        self.lock().n_extractors = workers.extractors.len();
         try_join_all(workers.extractors.iter().map(|worker| self.one_worker(worker))).await.map(drop)
     }
 
@@ -84,19 +94,25 @@ impl<'a> Extraction<'a> {
             };
             let progress = |progress| (self.shards.progress)(shard, progress);
             let call = Call { progress: &progress, ..self.call };
-            match call.extract_once(worker, (self.shards.request)(shard)?).await {
+            let request = (self.shards.request)(shard)?;
+            match call.extract_once(worker, request.clone()).await {
                 Ok(result) => {
                     (self.shards.done)(shard, result)?;
                     self.lock().under_way -= 1;
                     retry = Retry::default();
                 }
                 Err(status) => {
-                    let pause = retry.after(named(worker, status), &self.call)?;
+                    (self.shards.failed)(&request)?;
+                    let pause = match retry.after(named(worker, status), &self.call) {
+                        Ok(pause) => Some(pause),
+                        Err(last) => self.give_up(worker, last).map(|()| None)?,
+                    };
                     {
                         let mut queue = self.lock();
                         queue.waiting.push_front(shard);
                         queue.under_way -= 1;
                     }
+                    let Some(pause) = pause else { return Ok(()) };
                     tokio::select! {
                         slept = self.call.sleep(pause) => slept?,
                         () = self.finished.cancelled() => return Ok(()),
@@ -104,6 +120,22 @@ impl<'a> Extraction<'a> {
                 }
             }
         }
+    }
+
+    /// An extractor leaves, unless its failure is everybody's or nobody else is left.
+    fn give_up(&self, worker: &Endpoint, last: Status) -> Result<(), Status> {
+        if self.call.stop.is_cancelled() || last.code() == Code::ResourceExhausted {
+            return Err(last);
+        }
+        let mut queue = self.lock();
+        queue.n_extractors = queue.n_extractors.saturating_sub(1);
+        if queue.n_extractors == 0 {
+            return Err(last);
+        }
+        drop(queue);
+        let (address, why) = (worker.uri(), last.message());
+        (self.call.fault)(&Status::new(last.code(), format!("{address} gets no more shards in this epoch: {why}")));
+        Ok(())
     }
 
     fn take(&self) -> Take {

@@ -7,7 +7,7 @@ use deepcluster_images::find::describe;
 use deepcluster_images::{decode, find_images};
 use deepcluster_service::requests::{images_folder, volume_status};
 use deepcluster_volume::events::Severity;
-use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::records::{ResolvedRecord, RunState};
 use deepcluster_volume::{VolumeError, publish};
 use serde_json::json;
@@ -29,7 +29,7 @@ fn resolve(spec: &RunSpec, images: &[ImageEntry]) -> Result<ResolvedRecord, Stat
     check_skipped(spec, images).map_err(Status::invalid_argument)?;
     let n_skipped = n_skipped(images);
     let k = spec.k.resolve(images.len() - n_skipped).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    Ok(ResolvedRecord { k, n_images: images.len(), n_skipped })
+    Ok(ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: Vec::new() })
 }
 
 /// Looks again at the images of a run that is to go on, since what kept them from being read may be over: a share that was
@@ -41,7 +41,7 @@ fn resolve(spec: &RunSpec, images: &[ImageEntry]) -> Result<ResolvedRecord, Stat
 pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     let failed = |error: VolumeError| volume_status(&error);
     let record = run.record();
-    let before = image_list::read(&run.folder.images_csv()).map_err(failed)?;
+    let before = run.images().map_err(failed)?;
     let folder = images_folder(root, &run.spec.images)?;
     let anew = record.epochs_done == 0 && record.state == RunState::Failed;
     let mut images = if anew { list_all(&folder, &before)? } else { before.clone() };
@@ -72,8 +72,7 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     if anew {
         publish::remove(&run.folder.digests_json()).map_err(failed)?;
     }
-    image_list::publish(&run.folder.images_csv(), &images).map_err(failed)?;
-    run.update(|record| record.resolved = resolved.clone()).map_err(failed)?;
+    run.publish_images(&images, |known| *known = resolved.clone()).map_err(failed)?;
     let body = json!({"epoch": record.epochs_done, "images": resolved.n_images, "skipped_in_all": resolved.n_skipped});
     run.event("images", Severity::Info, body).map_err(failed)
 }

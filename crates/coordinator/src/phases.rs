@@ -47,10 +47,15 @@ impl EpochRunner<'_> {
                 pending.extract_s = seconds_before + start.elapsed().as_secs_f64();
             })
         };
+        let failed_try = |request: &v1::ExtractRequest| self.discard(&[&request.output, &request.digests_output]);
         let request = |shard: ShardId| self.extract_request(shard, list.clone());
         let (stop, fault) = (self.run.stop_token(), |status: &Status| self.fault("extractor", status));
         let call = self.call(&stop, &|_| {}, &fault);
-        let shards = Extraction::new(shards.to_vec(), call, Shards { request: &request, progress: &progress, done: &done });
+        let shards = Extraction::new(
+            shards.to_vec(),
+            call,
+            Shards { request: &request, progress: &progress, done: &done, failed: &failed_try },
+        );
         shards.run(&self.workshop.workers).await?;
         self.note_skipped()
     }
@@ -116,6 +121,11 @@ impl EpochRunner<'_> {
         let result = call.train(&self.workshop.workers.trainer, &|| self.train_request(), &saved).await;
         let result = match result {
             Err(status) if status.code() == Code::OutOfRange => return self.begin_anew(&status),
+            // No image could be read: as with too many of them, what was saved has missed them.
+            Err(status) if status.code() == Code::InvalidArgument => {
+                self.note(|pending| pending.training_so_far = None)?;
+                return Err(status);
+            }
             other => other?,
         };
         self.check_unread(&result)?;
@@ -191,6 +201,8 @@ impl EpochRunner<'_> {
     }
 
     fn cluster_request(&self, k: u32) -> Result<v1::ClusterRequest, Status> {
+        // What an earlier try has begun, whose worker may have died over it, would only take room.
+        publish::sweep(self.folder.path()).map_err(failed)?;
         let output = self.staged(&self.folder.path().join("cluster"))?;
         publish::create_folder(&self.workshop.volume.resolve(&output).map_err(failed)?).map_err(failed)?;
         let pending = self.pending();
@@ -210,6 +222,7 @@ impl EpochRunner<'_> {
     }
 
     fn train_request(&self) -> Result<v1::TrainRequest, Status> {
+        publish::sweep(self.folder.path()).map_err(failed)?;
         let pending = self.pending();
         let clustering = pending.clustering.as_ref().ok_or_else(|| Status::internal("training before clustering"))?;
         Ok(v1::TrainRequest {

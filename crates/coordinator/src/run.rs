@@ -3,7 +3,8 @@
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use deepcluster_proto::{run_spec_to_wire, v1};
 use deepcluster_volume::events::{Event, EventLog, Severity};
-use deepcluster_volume::records::{RunRecord, RunState, publish_record, read_record};
+use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::records::{ResolvedRecord, RunRecord, RunState, publish_record, read_record};
 use deepcluster_volume::{RunFolder, Volume, VolumeError, publish, space};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -66,6 +67,8 @@ impl Run {
         let resolved = json!({
             "state": record.state, "k": record.resolved.k, "k_given": record.spec.k,
             "images": record.resolved.n_images, "skipped": record.resolved.n_skipped,
+            // What run.json can be made of again.
+            "spec": record.spec,
         });
         run.event("run", Severity::Info, resolved)?;
         Ok(run)
@@ -80,8 +83,23 @@ impl Run {
         let record: RunRecord = read_record(&folder.run_json())?;
         publish::remove(&folder.assignments())?;
         let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| VolumeError::corrupt(&folder.run_json(), error))?;
-        let (log, events) = EventLog::open(&folder.events_jsonl())?;
-        let run = Self::with(volume, id, spec, record, log, events);
+        let (opened, damage) = match EventLog::open(&folder.events_jsonl()) {
+            // Nothing goes on from events, so what is damaged of them must not keep the run from it.
+            Err(damage @ VolumeError::Corrupt { .. }) => {
+                EventLog::salvage(&folder.events_jsonl())?;
+                (EventLog::open(&folder.events_jsonl())?, Some(damage))
+            }
+            other => (other?, None),
+        };
+        let run = Self::with(volume, id, spec, record, opened.0, opened.1);
+        if let Some(damage) = damage {
+            let message = format!("{damage}; the events that can be read were kept");
+            run.event(
+                "fault",
+                Severity::Warning,
+                json!({"epoch": run.record().epochs_done, "worker": "volume", "message": message}),
+            )?;
+        }
         run.tell_state()?;
         Ok(run)
     }
@@ -120,6 +138,29 @@ impl Run {
         publish_record(&self.folder.run_json(), &record)?;
         state.record = record;
         Ok(())
+    }
+
+    /// Its images, as it last published them.
+    ///
+    /// # Errors
+    /// When the list is not what was published.
+    pub fn images(&self) -> Result<Vec<ImageEntry>, VolumeError> {
+        image_list::read_known(&self.folder.images_csv(), &self.record().resolved.images_csv)
+    }
+
+    /// Publishes another list of images, and what follows from it. Until both are done, either list is trusted.
+    ///
+    /// # Errors
+    /// When the volume cannot be written.
+    pub fn publish_images(&self, images: &[ImageEntry], change: impl FnOnce(&mut ResolvedRecord)) -> Result<(), VolumeError> {
+        let path = self.folder.images_csv();
+        let (csv, checksum) = image_list::to_csv(images).map_err(VolumeError::io(&path))?;
+        self.update(|record| record.resolved.images_csv.push(checksum.clone()))?;
+        publish::publish_bytes(&path, &csv)?;
+        self.update(|record| {
+            change(&mut record.resolved);
+            record.resolved.images_csv = vec![checksum];
+        })
     }
 
     /// Moves the run from one of some states to another, durably, with an event; stops the current epoch where it must not

@@ -90,7 +90,7 @@ impl Runs {
     /// INVALID_ARGUMENT when images or spec do not do.
     pub fn create(&self, spec: RunSpec) -> Result<Arc<Run>, Status> {
         let failed = |error: VolumeError| volume_status(&error);
-        let (images, resolved) = images::list(&self.images, &spec)?;
+        let (images, mut resolved) = images::list(&self.images, &spec)?;
         let volume = &self.workshop.volume;
         let needed = SpaceNeeded::of(&spec, resolved.n_images, resolved.k).whole_run();
         let free = space::available(volume.root()).map_err(failed)?;
@@ -105,7 +105,10 @@ impl Runs {
         let id = (1..).map(|n| format!("run-{n:04}")).filter_map(|name| name.parse::<RunId>().ok()).find(is_free);
         let id = id.ok_or_else(|| Status::resource_exhausted("no run id is left"))?;
         publish::create_folder(volume.run(&id).path()).map_err(failed)?;
-        image_list::publish(&volume.run(&id).images_csv(), &images).map_err(failed)?;
+        let list = volume.run(&id).images_csv();
+        let (csv, checksum) = image_list::to_csv(&images).map_err(|error| failed(VolumeError::io(&list)(error)))?;
+        publish::publish_bytes(&list, &csv).map_err(failed)?;
+        resolved.images_csv.push(checksum);
         let record = RunRecord {
             version: VERSION,
             run_id: id.to_string(),

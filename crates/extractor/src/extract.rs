@@ -2,6 +2,7 @@
 
 use crate::Place;
 use deepcluster_images::decode::{Expected, UNKNOWN};
+use deepcluster_images::find::check_there;
 use deepcluster_images::{BatchLoader, LoaderOptions, Request, View};
 use deepcluster_network::{Network, NetworkError, Runtime};
 use deepcluster_proto::FieldError;
@@ -27,6 +28,8 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let list = requests::verified(&place.volume, "images.list", images.list.as_ref())?;
     let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
     let shard = shard_of(&entries, request)?;
+    let still_there = || check_there(&folder, &entries).map_err(|error| FieldError::new("images", error));
+    still_there()?;
 
     progress(context, "load", 0, shard.len())?;
     let checkpoint = request.network.as_ref().and_then(|network| network.checkpoint.as_ref());
@@ -62,6 +65,9 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
         }
         writer.push(&features).map_err(|error| volume_status(&error))?;
         progress(context, "images", batch.first + batch.len, shard.len())?;
+    }
+    if !skipped.is_empty() {
+        still_there()?;
     }
     let digest = writer.commit().map_err(|error| volume_status(&error))?;
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;

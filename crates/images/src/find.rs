@@ -26,6 +26,9 @@ pub enum FindError {
     /// There is nothing in it.
     #[error("{0} contains no images (looked for {known})", known = EXTENSIONS.join(", "))]
     NoImages(PathBuf),
+    /// Another folder was meant.
+    #[error("{0} holds none of the run's images; is it mounted?")]
+    NotThere(PathBuf),
 }
 
 /// All images below `root`, sorted by the bytes of their paths, with their sizes; those whose header cannot be read are
@@ -47,6 +50,22 @@ pub fn find_images(root: &Path) -> Result<Vec<ImageEntry>, FindError> {
     }
     paths.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
     Ok(paths.par_iter().map(|path| describe(root, path)).collect())
+}
+
+/// Makes sure that `root` is where a list of images was made, as far as a look at some of them tells: the images of a folder
+/// that is not mounted are not to be taken for deleted ones.
+///
+/// # Errors
+/// When none of them is there.
+pub fn check_there(root: &Path, images: &[ImageEntry]) -> Result<(), FindError> {
+    const LOOKED_AT: usize = 64;
+    let wanted = || images.iter().filter(|image| image.skipped.is_none());
+    let n_wanted = wanted().count();
+    let step = n_wanted.div_ceil(LOOKED_AT).max(1);
+    match n_wanted == 0 || wanted().step_by(step).any(|image| fs::metadata(root.join(image.as_path())).is_ok()) {
+        true => Ok(()),
+        false => Err(FindError::NotThere(root.to_owned())),
+    }
 }
 
 /// One image as the list has it: its size, or why its header cannot be read.

@@ -23,7 +23,7 @@ pub enum NetworkError {
     /// Training left the range of numbers.
     #[error("{what} not finite at step {step}; a lower --lr may help")]
     NotFinite {
-        /// "the loss is" or "the weights are".
+        /// "the loss is", "the weights are" or "the features are".
         what: &'static str,
         /// The step, from 0.
         step: u64,

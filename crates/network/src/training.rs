@@ -210,6 +210,19 @@ impl TrainingPass {
         Ok(())
     }
 
+    /// Weights may be finite and yet so large that features are not, which the next epoch could not cluster. It is this one
+    /// that can begin anew.
+    ///
+    /// # Errors
+    /// When a feature of these images is not finite, or libtorch is out of memory.
+    pub fn check_features(&self, pixels: &[u8]) -> Result<(), NetworkError> {
+        let features = self.network.features(pixels)?;
+        match features.iter().all(|value| value.is_finite()) {
+            true => Ok(()),
+            false => Err(NetworkError::NotFinite { what: "the features are", step: self.n_steps as u64 }),
+        }
+    }
+
     /// The network, for whoever wants to look at it in eval mode.
     pub fn network(&self) -> &Network {
         &self.network

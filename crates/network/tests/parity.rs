@@ -160,3 +160,20 @@ fn a_checkpoint_restores_the_network_and_its_momentum() {
     assert!(refused.contains("classifier.1.weight is F32 of shape [4096, 256]"), "{refused}");
     assert_eq!(runtime.device, Device::Cpu);
 }
+
+/// Every weight is finite, and what they make of an image is not.
+#[test]
+fn features_out_of_the_range_of_numbers_are_noticed() {
+    let sgd = SgdOptions { learning_rate: 0.05, momentum: 0.9, weight_decay: 0.0 };
+    let pass = |scale: f64| {
+        let mut network = network(Architecture::AlexNet, true, 64);
+        for tensor in network.tensors.values_mut() {
+            *tensor = &*tensor * scale;
+        }
+        TrainingPass::start(network, 3, sgd, Seeds::new(1, EpochId(0)), None).unwrap()
+    };
+    let pixels: Vec<u8> = (0..64 * 64 * 3).map(|n| (n * 7 % 251) as u8).collect();
+    pass(1.0).check_features(&pixels).unwrap();
+    let sentence = pass(1e20).check_features(&pixels).unwrap_err().to_string();
+    assert!(sentence.contains("the features are not finite"), "{sentence}");
+}

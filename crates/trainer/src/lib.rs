@@ -8,7 +8,8 @@
 
 mod train;
 
-use deepcluster_network::check_libtorch;
+use deepcluster_domain::{DeviceChoice, Precision};
+use deepcluster_network::{Runtime, check_libtorch};
 use deepcluster_proto::v1::trainer_server::{Trainer as TrainerRpc, TrainerServer};
 use deepcluster_proto::v1::{TrainRequest, TrainResponse, train_response};
 use deepcluster_service::jobs::Updates;
@@ -26,6 +27,15 @@ pub(crate) struct Place {
     pub(crate) volume: Volume,
     pub(crate) images: PathBuf,
     pub(crate) threads: usize,
+}
+
+/// Whether this machine has a device, as a run's spec names it.
+///
+/// # Errors
+/// One sentence that names the device.
+pub fn check_device(device: &str) -> Result<(), String> {
+    let choice = device.parse::<DeviceChoice>().map_err(|error| error.to_string())?;
+    Runtime::prepare(choice, Precision::Auto, 1).map(drop).map_err(|error| error.to_string())
 }
 
 /// The service.

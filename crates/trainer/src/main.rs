@@ -11,10 +11,23 @@ use std::process::ExitCode;
 struct Cli {
     #[command(flatten)]
     options: Options,
+    /// Only say whether a device is there: cpu, cuda:0, auto
+    #[arg(long, value_name = "DEVICE")]
+    check_device: Option<String>,
 }
 
 fn main() -> ExitCode {
-    let config = match Cli::parse().options.check("127.0.0.1:7073") {
+    let cli = Cli::parse();
+    if let Some(device) = cli.check_device {
+        return match deepcluster_trainer::check_device(&device) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(sentence) => {
+                eprintln!("deepcluster-trainer: {sentence}");
+                ExitCode::from(2)
+            }
+        };
+    }
+    let config = match cli.options.check("127.0.0.1:7073") {
         Ok(config) => config,
         Err(mistakes) => {
             eprintln!("deepcluster-trainer: {mistakes}");

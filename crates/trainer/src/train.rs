@@ -3,6 +3,7 @@
 use crate::Place;
 use deepcluster_domain::{EpochId, SaveEvery, Seeds};
 use deepcluster_images::decode::{Expected, UNKNOWN};
+use deepcluster_images::find::check_there;
 use deepcluster_images::{Batch, BatchLoader, LoaderOptions, Request, View, sampler};
 use deepcluster_network::checkpoint::TrainingProgress;
 use deepcluster_network::{Network, NetworkError, Runtime, SgdOptions, TrainingPass};
@@ -27,6 +28,7 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     let sgd = sgd_of(request)?;
     let mut saver = Saver::of(place, request)?;
     let lesson = Lesson::of(place, request)?;
+    lesson.check_there()?;
     let total = lesson.order.len() as u64;
     tell(context, "load", 0, total, 0.0)?;
 
@@ -54,6 +56,7 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
             progress.skipped.entry(lesson.order[*at] as u64).or_insert_with(|| why.to_string());
         }
         drop_unreadable(&mut batch, &mut targets);
+        let is_last = batch.first + batch.len >= lesson.order.len();
         // Batch norm cannot learn from one image.
         if targets.len() >= 2 {
             let loss = pass.step(&batch.pixels, &targets, step).map_err(status)?;
@@ -62,6 +65,9 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
             }
             progress.loss_sum += loss * targets.len() as f64;
             progress.n_images += targets.len() as u64;
+            if is_last {
+                pass.check_features(&batch.pixels).map_err(status)?;
+            }
         }
         progress.steps = step + 1;
         let done = (batch.first + batch.len) as u64;
@@ -73,8 +79,11 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     if progress.steps < lesson.order.len().div_ceil(request.batch as usize) as u64 {
         return Err(Status::internal("the images ended before the epoch did; see the log of the trainer"));
     }
+    if !progress.skipped.is_empty() {
+        lesson.check_there()?;
+    }
     if progress.n_images == 0 {
-        return Err(Status::failed_precondition("there was nothing to train on: of the images drawn, none could be read"));
+        return Err(Status::invalid_argument("there was nothing to train on: of the images drawn, none could be read"));
     }
     let loss = progress.loss_sum / progress.n_images as f64;
     tell(context, "write", total, total, loss)?;
@@ -109,6 +118,10 @@ impl Lesson {
         let seeds = Seeds::new(request.seed, EpochId(request.epoch)).retried(request.retry);
         let order = sampler::uniform_over_clusters(&labels, request.reassign, seeds);
         Ok(Self { folder, entries, labels, order, seeds })
+    }
+
+    fn check_there(&self) -> Result<(), FieldError> {
+        check_there(&self.folder, &self.entries).map_err(|error| FieldError::new("images", error))
     }
 
     fn requests(&self) -> Vec<Request> {

@@ -74,19 +74,27 @@ impl EventLog {
         if found == bytes { Ok(events) } else { Err(VolumeError::corrupt(path, "its last line is torn")) }
     }
 
-    /// Keeps of a damaged log the lines that are events, numbered anew.
+    /// Keeps of a damaged log the lines that are events, under their numbers. In place of the others stand events of the
+    /// kind "lost", so that who watches from a number on misses nothing.
     ///
     /// # Errors
     /// When the log cannot be read or written.
     pub fn salvage(path: &Path) -> Result<(), VolumeError> {
         let text = fs::read(path).map_err(VolumeError::io(path))?;
-        let events = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Map<String, Value>>(line).ok());
-        let events = events.filter(|event| event.get("event").is_some_and(Value::is_string));
+        // A number may be what is damaged; no log has more events than lines, but for those of lines that ran together.
+        let most = 2 * text.split(|byte| *byte == b'\n').count() as u64;
         let mut good = Vec::new();
-        for (number, mut event) in events.enumerate() {
-            event.insert("number".to_owned(), json!(number));
-            good.extend_from_slice(Value::Object(event).to_string().as_bytes());
-            good.push(b'\n');
+        let mut next = 0;
+        for event in text.split(|byte| *byte == b'\n').filter_map(any_event) {
+            if !(next..most).contains(&event.number) {
+                continue;
+            }
+            for number in next..event.number {
+                let lost = json!({"event": "lost", "number": number, "time": 0, "severity": Severity::Warning.as_str()});
+                good.extend_from_slice(format!("{lost}\n").as_bytes());
+            }
+            good.extend_from_slice(format!("{}\n", event.json).as_bytes());
+            next = event.number + 1;
         }
         publish_bytes(path, &good).map(drop)
     }
@@ -155,10 +163,12 @@ fn whole_lines(path: &Path) -> Result<(Vec<Event>, u64), VolumeError> {
 }
 
 fn parse(line: &[u8], number: u64) -> Option<Event> {
+    any_event(line).filter(|event| event.number == number)
+}
+
+fn any_event(line: &[u8]) -> Option<Event> {
     let value: Value = serde_json::from_slice(line).ok()?;
-    if value.get("number")?.as_u64()? != number {
-        return None;
-    }
+    let number = value.get("number")?.as_u64()?;
     let kind = value.get("event")?.as_str()?.to_owned();
     Some(Event { number, kind, json: String::from_utf8(line.to_vec()).ok()? })
 }
@@ -193,6 +203,8 @@ mod tests {
         publish_bytes(&path, lines.join("\n").as_bytes()).unwrap();
         assert!(EventLog::read(&path).unwrap_err().to_string().contains("line 2 is no event"));
         EventLog::salvage(&path).unwrap();
-        assert_eq!(EventLog::read(&path).unwrap().len(), 3);
+        let salvaged = EventLog::read(&path).unwrap();
+        let kinds: Vec<_> = salvaged.iter().map(|event| event.kind.as_str()).collect();
+        assert_eq!(kinds, ["run", "lost", "run", "run"]);
     }
 }

@@ -4,6 +4,7 @@ use crate::VolumeError;
 use crate::publish::AtomicFile;
 use csv::ByteRecord;
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -33,30 +34,26 @@ impl ImageEntry {
 const OK: &str = "ok";
 const HEADER: [&str; 6] = ["index", "path", "bytes", "width", "height", "status"];
 
-/// Publishes the list.
+/// The list as CSV, and the BLAKE3 of that in hexadecimal.
 ///
 /// # Errors
-/// When it cannot be written.
-pub fn publish(path: &Path, images: &[ImageEntry]) -> Result<(), VolumeError> {
-    let mut file = AtomicFile::create(path)?;
-    let mut write = || -> Result<(), csv::Error> {
-        let mut writer = csv::Writer::from_writer(&mut file);
-        writer.write_record(HEADER)?;
-        for (index, image) in images.iter().enumerate() {
-            let mut record = ByteRecord::new();
-            record.push_field(index.to_string().as_bytes());
-            record.push_field(&image.path);
-            for number in [image.bytes, image.width.into(), image.height.into()] {
-                record.push_field(number.to_string().as_bytes());
-            }
-            record.push_field(image.skipped.as_deref().unwrap_or(OK).as_bytes());
-            writer.write_byte_record(&record)?;
+/// None that memory does not cause.
+pub fn to_csv(images: &[ImageEntry]) -> io::Result<(Vec<u8>, String)> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(HEADER)?;
+    for (index, image) in images.iter().enumerate() {
+        let mut record = ByteRecord::new();
+        record.push_field(index.to_string().as_bytes());
+        record.push_field(&image.path);
+        for number in [image.bytes, image.width.into(), image.height.into()] {
+            record.push_field(number.to_string().as_bytes());
         }
-        writer.flush()?;
-        Ok(())
-    };
-    write().map_err(|error| csv_error(path, error))?;
-    file.commit().map(drop)
+        record.push_field(image.skipped.as_deref().unwrap_or(OK).as_bytes());
+        writer.write_byte_record(&record)?;
+    }
+    let text = writer.into_inner().map_err(|error| error.into_error())?;
+    let checksum = blake3::hash(&text).to_hex().to_string();
+    Ok((text, checksum))
 }
 
 /// Reads the list.
@@ -64,9 +61,20 @@ pub fn publish(path: &Path, images: &[ImageEntry]) -> Result<(), VolumeError> {
 /// # Errors
 /// When it is missing or is no such list; the message names the line.
 pub fn read(path: &Path) -> Result<Vec<ImageEntry>, VolumeError> {
-    let mut reader = csv::Reader::from_path(path).map_err(|error| csv_error(path, error))?;
+    read_known(path, &[])
+}
+
+/// Reads the list, whose checksum must be one of these; where there are none, it is not looked at.
+///
+/// # Errors
+/// As [`read`]; when it is not what was written.
+pub fn read_known(path: &Path, checksums: &[String]) -> Result<Vec<ImageEntry>, VolumeError> {
+    let text = fs::read(path).map_err(VolumeError::io(path))?;
+    if !checksums.is_empty() && !checksums.contains(&blake3::hash(&text).to_hex().to_string()) {
+        return Err(VolumeError::corrupt(path, "its checksum is not the recorded one"));
+    }
     let mut images = Vec::new();
-    for (index, record) in reader.byte_records().enumerate() {
+    for (index, record) in csv::Reader::from_reader(text.as_slice()).byte_records().enumerate() {
         let record = record.map_err(|error| csv_error(path, error))?;
         let entry = parse(&record, index).ok_or_else(|| VolumeError::corrupt(path, format!("row {index} is no image")))?;
         images.push(entry);
@@ -143,8 +151,11 @@ mod tests {
             image(b"latin-1 \xe4\xff.bmp", None),
             image("ünïcode/日本.webp".as_bytes(), None),
         ];
-        publish(&path, &images).unwrap();
+        let (csv, checksum) = to_csv(&images).unwrap();
+        crate::publish::publish_bytes(&path, &csv).unwrap();
         assert_eq!(read(&path).unwrap(), images);
+        assert_eq!(read_known(&path, &["another".to_owned(), checksum]).unwrap(), images);
+        assert!(read_known(&path, &["another".to_owned()]).unwrap_err().to_string().contains("checksum"));
         publish_labels(&folder.path().join("labels.csv"), &images, &[3, -1, 0, 1], &[0.5, f32::NAN, 1.0, 2.0]).unwrap();
         let text = std::fs::read(folder.path().join("labels.csv")).unwrap();
         assert!(text.starts_with(b"path,cluster,distance\ncats/a.jpg,3,0.5\n"));

@@ -28,7 +28,8 @@ impl Volume {
         RunFolder { path: self.root.join("runs").join(run_id.as_str()) }
     }
 
-    /// Ids of all runs that have a `run.json`, in order of their names.
+    /// Ids of all runs, in order of their names: of folders with a `run.json`, or with events, which come after it. A folder
+    /// with neither is what a crash left of a run that was being created.
     ///
     /// # Errors
     /// When the folder cannot be listed.
@@ -41,11 +42,7 @@ impl Volume {
         for entry in fs::read_dir(&folder).map_err(VolumeError::io(&folder))? {
             let entry = entry.map_err(VolumeError::io(&folder))?;
             let id = entry.file_name().to_str().and_then(|name| name.parse::<RunId>().ok());
-            if let Some(id) = id
-                && self.run(&id).run_json().is_file()
-            {
-                ids.push(id);
-            }
+            ids.extend(id.filter(|id| self.run(id).run_json().is_file() || self.run(id).events_jsonl().is_file()));
         }
         ids.sort();
         Ok(ids)

@@ -143,6 +143,22 @@ pub fn adopt(staged: &Path, target: &Path) -> Result<(), VolumeError> {
     sync_folder(parent(target))
 }
 
+/// Removes a file that a worker was to publish under a temporary name, and what a killed one has begun of it.
+///
+/// # Errors
+/// When its folder cannot be listed or a file cannot be deleted.
+pub fn discard(staged: &Path) -> Result<(), VolumeError> {
+    let folder = parent(staged);
+    let name = staged.file_name().unwrap_or_default().to_string_lossy();
+    for entry in fs::read_dir(folder).map_err(VolumeError::io(folder))? {
+        let entry = entry.map_err(VolumeError::io(folder))?;
+        if entry.file_name().to_string_lossy().contains(&*name) {
+            remove_any(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Size and checksum of a file that is there.
 ///
 /// # Errors
@@ -263,9 +279,13 @@ mod tests {
         let (staged, target) = (folder.path().join(".a.7-1.tmp"), folder.path().join("a"));
         publish_bytes(&target, b"old").unwrap();
         publish_bytes(&staged, b"new").unwrap();
+        discard(&folder.path().join(".a.7-2.tmp")).unwrap();
         adopt(&staged, &target).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"new");
         assert!(matches!(adopt(&staged, &target), Err(VolumeError::Missing(_))));
+        std::mem::forget(AtomicFile::create(&staged).unwrap());
+        discard(&staged).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

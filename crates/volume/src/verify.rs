@@ -1,10 +1,15 @@
 //! Checking what lies on a volume against what its records promise, and dropping what cannot be trusted.
 
-use crate::events::EventLog;
+use crate::events::{Event, EventLog};
+use crate::image_list::ImageEntry;
 use crate::publish::{self, TEMPORARY};
-use crate::records::{DigestsRecord, EpochManifest, PendingEpoch, RunRecord, RunState, publish_record, read_record};
-use crate::{EpochFolder, RunFolder, Volume, VolumeError, image_list};
+use crate::records::{
+    DigestsRecord, EpochManifest, PendingEpoch, ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION, publish_record,
+    read_record,
+};
+use crate::{EpochFolder, RunFolder, Volume, VolumeError, image_list, npy};
 use deepcluster_domain::{EpochId, RunId, RunSpec};
+use serde::Deserialize;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,13 +53,18 @@ pub fn verify_run(volume: &Volume, id: &RunId) -> Result<Report, VolumeError> {
         let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| VolumeError::corrupt(&folder.run_json(), error));
         report.note(spec.map(drop))?;
     }
-    report.note(check_images(&folder, record.as_ref()))?;
+    let images = report.note(read_images(&folder, record.as_ref()))?;
     report.note(EventLog::read(&folder.events_jsonl()).map(drop))?;
     for epoch in folder.epoch_ids()? {
         report.check_epoch(volume, &folder.epoch(epoch), epoch, record.as_ref())?;
     }
     if let Some(record) = &record {
         report.check_needed(&folder, record);
+    }
+    if let (Some(images), Some(last)) = (&images, report.good_epochs.last().copied())
+        && let Some(good) = good_labels(volume, &folder, images, last)?
+    {
+        report.note(check_labels(&folder.labels_csv(), &good))?;
     }
     let digests = folder.digests_json();
     if digests.try_exists().map_err(VolumeError::io(&digests))?
@@ -138,7 +148,8 @@ impl Report {
 }
 
 /// Drops what a report found untrustworthy: damaged epochs go, and the run is set back to its last good one, from which
-/// `resume` goes on; events that cannot be read go; leftovers go. The caller must own the volume.
+/// `resume` goes on; events that cannot be read go; leftovers go. What else tells the same is made anew: `labels.csv`, and
+/// `run.json` but for its last state. The caller must own the volume.
 ///
 /// # Errors
 /// When the volume cannot be written.
@@ -152,6 +163,9 @@ pub fn repair_run(volume: &Volume, id: &RunId, report: &Report) -> Result<(), Vo
     }
     if EventLog::read(&folder.events_jsonl()).is_err() {
         EventLog::salvage(&folder.events_jsonl())?;
+    }
+    if read_record::<RunRecord>(&folder.run_json()).is_err() {
+        rebuild_record(&folder, id, report.good_epochs.last().map_or(0, |last| last.0 + 1))?;
     }
     let Ok(mut record) = read_record::<RunRecord>(&folder.run_json()) else { return Ok(()) };
     let finished = record.state == RunState::Finished;
@@ -170,19 +184,79 @@ pub fn repair_run(volume: &Volume, id: &RunId, report: &Report) -> Result<(), Vo
         }
         publish_record(&folder.run_json(), &record)?;
     }
+    if let (Ok(images), Some(last)) = (read_images(&folder, Some(&record)), EpochId(record.epochs_done).previous())
+        && let Some(good) = good_labels(volume, &folder, &images, last)?
+        && check_labels(&folder.labels_csv(), &good).is_err()
+    {
+        publish::publish_bytes(&folder.labels_csv(), &good)?;
+    }
     Ok(())
 }
 
-fn check_images(folder: &RunFolder, record: Option<&RunRecord>) -> Result<(), VolumeError> {
+/// Makes `run.json` anew from the event of the run's creation, the list of images, and what is committed. Nothing is written
+/// where one of them cannot tell.
+fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<(), VolumeError> {
+    let Ok(images) = image_list::read(&folder.images_csv()) else { return Ok(()) };
+    let Some(Created { spec, k, time }) = EventLog::read(&folder.events_jsonl())?.first().and_then(created) else {
+        return Ok(());
+    };
+    let (_, checksum) = image_list::to_csv(&images).map_err(VolumeError::io(&folder.images_csv()))?;
+    let n_skipped = images.iter().filter(|image| image.skipped.is_some()).count();
+    let record = RunRecord {
+        version: VERSION,
+        run_id: id.to_string(),
+        created: time as u64,
+        state: if epochs_done >= spec.epochs { RunState::Finished } else { RunState::Paused },
+        spec,
+        resolved: ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: vec![checksum] },
+        message: "run.json was damaged, and made anew from the events".to_owned(),
+        epochs_done,
+    };
+    publish_record(&folder.run_json(), &record)
+}
+
+/// What the first event of a run tells of it.
+#[derive(Deserialize)]
+struct Created {
+    spec: SpecRecord,
+    k: u32,
+    time: f64,
+}
+
+fn created(event: &Event) -> Option<Created> {
+    serde_json::from_str(&event.json).ok().filter(|created: &Created| RunSpec::try_from(created.spec.clone()).is_ok())
+}
+
+fn read_images(folder: &RunFolder, record: Option<&RunRecord>) -> Result<Vec<ImageEntry>, VolumeError> {
     let path = folder.images_csv();
-    let n_images = image_list::read(&path)?.len();
+    let checksums = record.map(|record| record.resolved.images_csv.as_slice()).unwrap_or_default();
+    let images = image_list::read_known(&path, checksums)?;
     match record {
-        Some(record) if record.resolved.n_images != n_images => {
-            let should = record.resolved.n_images;
+        Some(record) if record.resolved.n_images != images.len() => {
+            let (n_images, should) = (images.len(), record.resolved.n_images);
             Err(VolumeError::corrupt(&path, format!("lists {n_images} images, run.json says {should}")))
         }
-        _ => Ok(()),
+        _ => Ok(images),
     }
+}
+
+/// What `labels.csv` should be after an epoch; none when the epoch's own files do not tell.
+fn good_labels(
+    volume: &Volume,
+    folder: &RunFolder,
+    images: &[ImageEntry],
+    epoch: EpochId,
+) -> Result<Option<Vec<u8>>, VolumeError> {
+    let Ok(manifest) = verified_epoch(volume, &folder.epoch(epoch)) else { return Ok(None) };
+    let labels = npy::read_i32(&volume.resolve(&manifest.files.labels.path)?)?;
+    let (_, distances) = npy::read_f32(&volume.resolve(&manifest.files.distances.path)?)?;
+    let mut text = Vec::new();
+    Ok(image_list::write_labels(&mut text, images, &labels, &distances).ok().map(|()| text))
+}
+
+fn check_labels(path: &Path, good: &[u8]) -> Result<(), VolumeError> {
+    let found = fs::read(path).map_err(VolumeError::io(path))?;
+    if found == good { Ok(()) } else { Err(VolumeError::corrupt(path, "is not what the last epoch's labels.npy says")) }
 }
 
 fn find_leftovers(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), VolumeError> {
