@@ -12,6 +12,7 @@ mod formats;
 mod hang;
 mod health;
 mod hostile;
+mod names;
 mod network;
 mod recovery;
 mod requests;

@@ -35,12 +35,27 @@ impl Service {
     /// The program of a folder, with variables in the environment of its first life.
     pub fn start_from(programs: &Path, kind: &str, volume: &Path, more: &[String], environment: &[(String, String)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut arguments = vec![format!("--volume={}", text(volume)), "--listen=stdin".to_owned()];
+        Self::start_on(listener, &[], &programs.join(format!("deepcluster-{kind}")), volume, more, environment)
+    }
+
+    /// A program on a socket, started by another if `prefix` names one.
+    pub fn start_on(
+        listener: TcpListener,
+        prefix: &[String],
+        program: &Path,
+        volume: &Path,
+        more: &[String],
+        environment: &[(String, String)],
+    ) -> Self {
+        let mut command = prefix.to_vec();
+        command.push(text(program).to_owned());
+        let mut arguments = command.split_off(1);
+        arguments.extend([format!("--volume={}", text(volume)), "--listen=stdin".to_owned()]);
         if !more.iter().any(|flag| flag.starts_with("--images=")) {
             arguments.push(format!("--images={}", text(pictures().parent().unwrap())));
         }
         arguments.extend_from_slice(more);
-        let program = programs.join(format!("deepcluster-{kind}"));
+        let program = PathBuf::from(&command[0]);
         let child = Self::spawn(&program, &arguments, &listener, environment);
         Self { program, arguments, listener, child, lives: 1 }
     }

@@ -1,168 +1,176 @@
 //! Shards over extractors: whoever is free takes the next one, and what an extractor cannot do goes to another.
 //!
-//! An extractor that cannot do its work at all, as one that does not see the images, gets no more shards until the next
-//! epoch. The run fails only when the last one has given up.
+//! 1. Extractors come and go (`members`). Each that is ready has one shard in hand and one queued, so that it never idles.
+//! 2. What is queued at one goes to another that has nothing to do, and so does what the other would finish sooner, measured
+//!    by how long shards have taken so far. The first result of a shard wins; the other try is cancelled.
+//! 3. An extractor that cannot do its work at all, as one that does not see the images, gets no more shards until the next
+//!    epoch. The run fails only when the last one has given up.
 
-use crate::retry::Retry;
-use crate::workers::{Call, Workers};
+use crate::members::{Member, Members};
+use crate::queue::{Queue, Work};
+use crate::workers::{Call, WAITING, Workers};
 use deepcluster_domain::ShardId;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, Progress};
-use futures_util::future::try_join_all;
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use futures_util::future::try_join;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
-/// How often an idle extractor looks whether a shard has come back.
-const IDLE: Duration = Duration::from_millis(50);
+/// How often an extractor without work looks whether another is late with a shard.
+const LOOK_FOR_LATE: Duration = Duration::from_secs(1);
 
 /// Makes the request of a try at a shard.
-pub(crate) type ShardRequest<'a> = &'a (dyn Fn(ShardId) -> Result<ExtractRequest, Status> + Sync);
+pub type ShardRequest<'a> = &'a (dyn Fn(ShardId) -> Result<ExtractRequest, Status> + Sync);
 
 /// Told how far a shard (first argument) has come.
-pub(crate) type ShardProgress<'a> = &'a (dyn Fn(ShardId, Progress) + Sync);
+pub type ShardProgress<'a> = &'a (dyn Fn(ShardId, Progress) + Sync);
 
 /// Told what came out of a shard.
-pub(crate) type ShardDone<'a> = &'a (dyn Fn(ShardId, ExtractResult) -> Result<(), Status> + Sync);
+pub type ShardDone<'a> = &'a (dyn Fn(ShardId, ExtractResult) -> Result<(), Status> + Sync);
 
-/// Told of a try that failed, whose files nobody waits for any more.
-pub(crate) type ShardFailed<'a> = &'a (dyn Fn(&ExtractRequest) -> Result<(), Status> + Sync);
+/// Told of a try that failed or came too late, whose files nobody waits for any more.
+pub type ShardFailed<'a> = &'a (dyn Fn(&ExtractRequest) -> Result<(), Status> + Sync);
 
 /// Who is asked and told about shards.
-pub(crate) struct Shards<'a> {
-    pub(crate) request: ShardRequest<'a>,
-    pub(crate) progress: ShardProgress<'a>,
-    pub(crate) done: ShardDone<'a>,
-    pub(crate) failed: ShardFailed<'a>,
+pub struct Shards<'a> {
+    /// Makes requests.
+    pub request: ShardRequest<'a>,
+    /// Hears of progress.
+    pub progress: ShardProgress<'a>,
+    /// Takes results; once for each shard.
+    pub done: ShardDone<'a>,
+    /// Clears up after a try.
+    pub failed: ShardFailed<'a>,
 }
 
 /// Computes shards on all extractors at once.
-pub(crate) struct Extraction<'a> {
+pub struct Extraction<'a> {
     queue: Mutex<Queue>,
     call: Call<'a>,
     shards: Shards<'a>,
+    /// Something may be there to do for one that had nothing.
+    changed: Notify,
     /// Cancelled once every shard is done, so that nobody waits for an extractor that is away.
     finished: CancellationToken,
 }
 
-struct Queue {
-    waiting: VecDeque<ShardId>,
-    under_way: usize,
-    /// Extractors that have not given up.
-    n_extractors: usize,
-}
-
-/// What an extractor that is free does next.
-enum Take {
-    Shard(ShardId),
-    /// Nothing for now: others are at work on the last shards, and may give one back.
-    Wait,
-    Finished,
-}
-
 impl<'a> Extraction<'a> {
     /// Of these shards; `call` says how to stop and whom to tell of faults.
-    pub(crate) fn new(waiting: impl IntoIterator<Item = ShardId>, call: Call<'a>, shards: Shards<'a>) -> Self {
-        let queue = Queue { waiting: waiting.into_iter().collect(), under_way: 0, n_extractors: 0 };
-        Self { queue: Mutex::new(queue), call, shards, finished: CancellationToken::new() }
+    pub fn new(waiting: impl IntoIterator<Item = ShardId>, call: Call<'a>, shards: Shards<'a>) -> Self {
+        let queue = Mutex::new(Queue::new(waiting));
+        Self { queue, call, shards, changed: Notify::new(), finished: CancellationToken::new() }
     }
 
-    /// Ends when every shard is done.
+    /// Ends when every shard is done; waits for extractors as long as there is none, and says so.
     ///
     /// # Errors
     /// What an extractor or `done` says once trying again is no use; CANCELLED when stopped.
-    pub(crate) async fn run(self, workers: &Workers) -> Result<(), Status> {
-        self.lock().n_extractors = workers.extractors.len();
-        try_join_all(workers.extractors.iter().map(|worker| self.one_worker(worker))).await.map(drop)
-    }
-
-    async fn one_worker(&self, worker: &Endpoint) -> Result<(), Status> {
-        let mut retry = Retry::default();
+    pub async fn run(self, workers: &Workers) -> Result<(), Status> {
+        if self.lock().is_done() {
+            return Ok(());
+        }
+        let (tell, mut found) = mpsc::unbounded_channel();
+        let members = Members::new(workers, self.call);
+        let look = members.look(&tell);
+        tokio::pin!(look);
+        let mut at_work = FuturesUnordered::new();
         loop {
-            let shard = match self.take() {
-                Take::Shard(shard) => shard,
-                Take::Wait => {
-                    tokio::time::sleep(IDLE).await;
-                    continue;
+            tokio::select! {
+                never = &mut look => match never {},
+                Some(member) = found.recv() => at_work.push(self.serve(member)),
+                Some(left) = at_work.next(), if !at_work.is_empty() => match left? {
+                    (member, Some(last)) if !members.others_are_left(&member) => return Err(last),
+                    (member, Some(last)) => members.tell_of_loss(&member, &last),
+                    (member, None) => members.forget(&member),
+                },
+                () = self.finished.cancelled() => return Ok(()),
+                () = self.call.stop.cancelled() => return Err(crate::workers::stopped()),
+            }
+        }
+    }
+
+    /// Keeps an extractor at work until it is gone, gives up (then with its last failure), or all is done.
+    async fn serve(&self, member: Arc<Member>) -> Result<(Arc<Member>, Option<Status>), Status> {
+        let (first, second) = try_join(self.one_shard_after_another(&member), self.one_shard_after_another(&member)).await?;
+        Ok((member, first.or(second)))
+    }
+
+    async fn one_shard_after_another(&self, member: &Member) -> Result<Option<Status>, Status> {
+        while !member.gone.is_cancelled() {
+            tokio::select! {
+                () = member.until_serving(&self.call) => {}
+                () = member.gone.cancelled() => return Ok(None),
+            }
+            let next = self.lock().take(member.address);
+            let Some(work) = next else {
+                tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = tokio::time::sleep(LOOK_FOR_LATE) => {}
+                    () = member.gone.cancelled() => return Ok(None),
                 }
-                Take::Finished => {
-                    self.finished.cancel();
-                    return Ok(());
-                }
+                continue;
             };
-            let progress = |progress| (self.shards.progress)(shard, progress);
-            let call = Call { progress: &progress, ..self.call };
-            let request = (self.shards.request)(shard)?;
-            match call.extract_once(worker, request.clone()).await {
-                Ok(result) => {
-                    (self.shards.done)(shard, result)?;
-                    self.lock().under_way -= 1;
-                    retry = Retry::default();
+            let request = (self.shards.request)(work.shard)?;
+            match self.one_try(member, &work, &request).await {
+                Some(Ok(result)) => {
+                    member.succeeded();
+                    if self.lock().won(&work) {
+                        (self.shards.done)(work.shard, result)?;
+                    } else {
+                        (self.shards.failed)(&request)?;
+                    }
                 }
-                Err(status) => {
+                Some(Err(status)) => {
                     (self.shards.failed)(&request)?;
-                    let pause = match retry.after(named(worker, status), &self.call) {
-                        Ok(pause) => Some(pause),
-                        Err(last) => self.give_up(worker, last).map(|()| None)?,
-                    };
-                    {
-                        let mut queue = self.lock();
-                        queue.waiting.push_front(shard);
-                        queue.under_way -= 1;
-                    }
-                    let Some(pause) = pause else { return Ok(()) };
-                    tokio::select! {
-                        slept = self.call.sleep(pause) => slept?,
-                        () = self.finished.cancelled() => return Ok(()),
+                    let begun = self.lock().lost(&work);
+                    self.changed.notify_waiters();
+                    if let Some(last) = self.after_failure(member, status, begun).await? {
+                        return Ok(Some(last));
                     }
                 }
+                // Another took it over, or has won.
+                None => (self.shards.failed)(&request)?,
             }
+            self.changed.notify_waiters();
+            if self.lock().is_done() {
+                self.finished.cancel();
+            }
+        }
+        Ok(None)
+    }
+
+    /// None when the try was cancelled, because another has the shard.
+    async fn one_try(&self, member: &Member, work: &Work, request: &ExtractRequest) -> Option<Result<ExtractResult, Status>> {
+        let progress = |progress: Progress| {
+            if progress.phase != WAITING {
+                self.lock().moved(work, progress.done, progress.total);
+                // Its queue has room for one more.
+                self.changed.notify_waiters();
+                (self.shards.progress)(work.shard, progress);
+            }
+        };
+        let call = Call { progress: &progress, ..self.call };
+        tokio::select! {
+            outcome = call.extract_once(member.channel(), request.clone()) => Some(outcome),
+            () = work.cancelled.cancelled() => None,
         }
     }
 
-    /// An extractor leaves, unless its failure is everybody's or nobody else is left.
-    fn give_up(&self, worker: &Endpoint, last: Status) -> Result<(), Status> {
-        if self.call.stop.is_cancelled() || last.code() == Code::ResourceExhausted {
-            return Err(last);
+    /// Waits before the next try; the failure, when there shall be none.
+    async fn after_failure(&self, member: &Member, status: Status, begun: bool) -> Result<Option<Status>, Status> {
+        if self.call.stop.is_cancelled() || status.code() == Code::ResourceExhausted {
+            return Err(status);
         }
-        let mut queue = self.lock();
-        queue.n_extractors = queue.n_extractors.saturating_sub(1);
-        if queue.n_extractors == 0 {
-            return Err(last);
-        }
-        drop(queue);
-        let (address, why) = (worker.uri(), last.message());
-        (self.call.fault)(&Status::new(last.code(), format!("{address} gets no more shards in this epoch: {why}")));
-        Ok(())
-    }
-
-    fn take(&self) -> Take {
-        let mut queue = self.lock();
-        match queue.waiting.pop_front() {
-            Some(shard) => {
-                queue.under_way += 1;
-                Take::Shard(shard)
-            }
-            None if queue.under_way > 0 => Take::Wait,
-            None => Take::Finished,
+        match member.failed(status, begun, &self.call) {
+            Ok(pause) => self.call.sleep(pause).await.map(|()| None),
+            Err(last) => Ok(Some(last)),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Of many extractors, a fault says which.
-fn named(worker: &Endpoint, status: Status) -> Status {
-    // What is no worker's fault is for the user to read.
-    if matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted) {
-        return status;
-    }
-    match worker.uri().authority() {
-        Some(address) => Status::new(status.code(), format!("{address}: {}", status.message())),
-        None => status,
     }
 }

@@ -9,10 +9,12 @@
 pub mod assign;
 mod commit;
 pub mod epoch;
-mod extraction;
+pub mod extraction;
 mod fallback;
 mod images;
+mod members;
 mod phases;
+mod queue;
 mod retry;
 pub mod rpc;
 pub mod run;

@@ -51,13 +51,18 @@ impl Retry {
         }
         status.message().clone_into(&mut self.told);
         self.pause = (self.pause * 2).clamp(BACK_OFF.0, BACK_OFF.1);
-        Ok(self.pause)
+        Ok(jittered(self.pause))
     }
 
     /// The work has got further: what killed its worker before is not the work itself.
     pub fn moved_on(&mut self) {
         *self = Self::default();
     }
+}
+
+/// A pause that many do not take in step.
+pub(crate) fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::random_range(0.5..1.5))
 }
 
 /// A worker that was lost while it worked.

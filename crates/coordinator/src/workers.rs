@@ -8,11 +8,12 @@ use deepcluster_proto::v1::{
     trainer_client::TrainerClient,
 };
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 /// How long a worker may show no sign of life, and none of getting on, before it counts as lost.
@@ -24,11 +25,8 @@ pub struct Patience {
     pub standstill: Duration,
 }
 
-/// What ends a call when its run is stopped.
-const STOPPED: &str = "the run was stopped";
-
 /// Progress of a call that waits for its turn behind another.
-const WAITING: &str = "wait";
+pub(crate) const WAITING: &str = "wait";
 
 /// Largest answer of a worker: a shard's result names every image that could not be read.
 const LARGEST_ANSWER: usize = 64 << 20;
@@ -36,8 +34,8 @@ const LARGEST_ANSWER: usize = 64 << 20;
 /// Where the workers are.
 #[derive(Clone, Debug)]
 pub struct Workers {
-    /// At least one extractor.
-    pub extractors: Vec<Endpoint>,
+    /// Names of extractors, each HOST:PORT. Every address that a name stands for is one.
+    pub extractors: Vec<String>,
     /// The clusterer.
     pub clusterer: Endpoint,
     /// The trainer.
@@ -53,21 +51,29 @@ pub type MakeRequest<'a, Q> = &'a (dyn Fn() -> Result<Q, Status> + Sync);
 pub type Saved<'a, S> = &'a (dyn Fn(S) -> Result<(), Status> + Sync);
 
 impl Workers {
-    /// Checks the addresses. Every call connects anew, so that a worker may die and come back between calls.
+    /// Checks the names. Every call to clusterer and trainer connects anew, so that they may die and come back between calls.
     ///
     /// # Errors
-    /// A clause for every address that is none.
+    /// A clause for every name that is none.
     pub fn new(extractors: &[String], clusterer: &str, trainer: &str, patience: Patience) -> Result<Self, Vec<String>> {
         let mut mistakes = Vec::new();
         let mut checked = |flag: &str, address: &str| {
             endpoint(address, patience).map_err(|why| mistakes.push(format!("--{flag} '{address}': {why}"))).ok()
         };
-        let extractors: Vec<_> = extractors.iter().filter_map(|address| checked("extractors", address)).collect();
+        for name in extractors {
+            let _ = checked("extractors", name);
+        }
+        let extractors = extractors.to_vec();
         let (clusterer, trainer) = (checked("clusterer", clusterer), checked("trainer", trainer));
         match (clusterer, trainer) {
             (Some(clusterer), Some(trainer)) if mistakes.is_empty() => Ok(Self { extractors, clusterer, trainer, patience }),
             _ => Err(mistakes),
         }
+    }
+
+    /// The extractor at one of the addresses that a name stands for.
+    pub(crate) fn extractor_at(&self, address: SocketAddr) -> Result<Channel, String> {
+        Ok(endpoint(&address.to_string(), self.patience)?.connect_lazy())
     }
 
     /// A call that can be stopped, and whom it tells what.
@@ -113,9 +119,9 @@ impl Call<'_> {
     ///
     /// # Errors
     /// What the worker says; CANCELLED when stopped.
-    pub async fn extract_once(&self, worker: &Endpoint, request: ExtractRequest) -> Result<ExtractResult, Status> {
+    pub async fn extract_once(&self, worker: Channel, request: ExtractRequest) -> Result<ExtractResult, Status> {
         self.unless_stopped(async {
-            let mut client = ExtractorClient::new(worker.connect_lazy()).max_decoding_message_size(LARGEST_ANSWER);
+            let mut client = ExtractorClient::new(worker).max_decoding_message_size(LARGEST_ANSWER);
             let stream = client.extract(request).await?.into_inner();
             let read = |message: ExtractResponse| match message.update? {
                 extract_response::Update::Progress(progress) => Some(Step::Progress(progress)),
@@ -257,10 +263,15 @@ impl Call<'_> {
     async fn unless_stopped<R>(&self, work: impl Future<Output = Result<R, Status>>) -> Result<R, Status> {
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => Err(Status::cancelled(STOPPED)),
+            () = self.stop.cancelled() => Err(stopped()),
             outcome = work => outcome,
         }
     }
+}
+
+/// What ends a call when its run is stopped.
+pub(crate) fn stopped() -> Status {
+    Status::cancelled("the run was stopped")
 }
 
 enum Step<S, R> {

@@ -1,0 +1,167 @@
+//! Shards over many extractors, whose work is simulated: they speak the real protocol over real sockets, and sleep.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use deepcluster_coordinator::extraction::{Extraction, Shards};
+use deepcluster_coordinator::workers::{Patience, Workers};
+use deepcluster_domain::ShardId;
+use deepcluster_proto::v1::extractor_server::{Extractor, ExtractorServer};
+use deepcluster_proto::v1::{ExtractRequest, ExtractResponse, ExtractResult, Progress, extract_response};
+use deepcluster_service::jobs::Updates;
+use deepcluster_service::{Jobs, Update};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// When a shard was in work.
+type Span = (u32, Instant, Instant);
+
+/// An extractor that sleeps.
+struct Sleeper {
+    jobs: Jobs,
+    takes: Duration,
+    spans: Arc<Mutex<Vec<Span>>>,
+    /// Refuses everything, as one that does not see the images.
+    blind: bool,
+}
+
+#[tonic::async_trait]
+impl Extractor for Sleeper {
+    type ExtractStream = Updates<ExtractResponse>;
+
+    async fn extract(&self, request: Request<ExtractRequest>) -> Result<Response<Self::ExtractStream>, Status> {
+        let (shard, takes, spans, blind) = (request.into_inner().shard, self.takes, Arc::clone(&self.spans), self.blind);
+        let wrap = |update: Update<ExtractResult>| match update {
+            Update::Progress(progress) => ExtractResponse { update: Some(extract_response::Update::Progress(progress)) },
+            Update::Done(result) => ExtractResponse { update: Some(extract_response::Update::Result(result)) },
+            Update::Saved(never) => match never {},
+        };
+        Ok(Response::new(self.jobs.start(
+            move |context| {
+                if blind {
+                    return Err(Status::invalid_argument("images: holds none"));
+                }
+                let start = Instant::now();
+                for done in 0..10 {
+                    context.progress(Progress { phase: "images".into(), done, total: 10, loss: 0.0 })?;
+                    std::thread::sleep(takes / 10);
+                }
+                spans.lock().unwrap().push((shard, start, Instant::now()));
+                Ok(ExtractResult::default())
+            },
+            wrap,
+        )))
+    }
+}
+
+/// Starts one; its address, and what it has worked on.
+async fn sleeper(takes: Duration, blind: bool) -> (SocketAddr, Arc<Mutex<Vec<Span>>>) {
+    sleeper_at(([127, 0, 0, 1], 0).into(), takes, blind).await
+}
+
+async fn sleeper_at(address: SocketAddr, takes: Duration, blind: bool) -> (SocketAddr, Arc<Mutex<Vec<Span>>>) {
+    let spans = Arc::<Mutex<Vec<Span>>>::default();
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("deepcluster.v1.Extractor", tonic_health::ServingStatus::Serving).await;
+    let server = Sleeper { jobs: Jobs::new(CancellationToken::new()), takes, spans: Arc::clone(&spans), blind };
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let server = tonic::transport::Server::builder().add_service(health_service).add_service(ExtractorServer::new(server));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    (address, spans)
+}
+
+/// What became of a phase.
+#[derive(Default)]
+struct Outcome {
+    results: BTreeMap<ShardId, u32>,
+    faults: Vec<String>,
+    end: Option<Status>,
+}
+
+/// Computes `n` shards on these extractors.
+async fn extract(n: u32, addresses: &[SocketAddr]) -> Outcome {
+    let names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    let patience = Patience { silence: Duration::from_secs(20), standstill: Duration::from_secs(600) };
+    let workers = Workers::new(&names, "127.0.0.1:1", "127.0.0.1:1", patience).unwrap();
+    let (results, faults) = (Mutex::new(BTreeMap::<ShardId, u32>::new()), Mutex::new(Vec::new()));
+    let stop = CancellationToken::new();
+    let fault = |status: &Status| faults.lock().unwrap().push(status.message().to_owned());
+    let call = workers.call(&stop, &|_| {}, &fault);
+    let request = |shard: ShardId| Ok(ExtractRequest { shard: shard.0, ..ExtractRequest::default() });
+    let done = |shard, _| {
+        *results.lock().unwrap().entry(shard).or_default() += 1;
+        Ok(())
+    };
+    let shards = Shards { request: &request, progress: &|_, _| {}, done: &done, failed: &|_| Ok(()) };
+    let end = Extraction::new((0..n).map(ShardId), call, shards).run(&workers).await.err();
+    Outcome { results: results.into_inner().unwrap(), faults: faults.into_inner().unwrap(), end }
+}
+
+fn each_once(n: u32) -> BTreeMap<ShardId, u32> {
+    (0..n).map(|shard| (ShardId(shard), 1)).collect()
+}
+
+/// The share of their time that 64 extractors work, from the first shard to the last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn sixty_four_extractors_are_kept_busy() {
+    const N: u32 = 64 * 12;
+    let mut all = Vec::new();
+    for _ in 0..64 {
+        all.push(sleeper(Duration::from_millis(500), false).await);
+    }
+    let addresses: Vec<SocketAddr> = all.iter().map(|(address, _)| *address).collect();
+    let outcome = extract(N, &addresses).await;
+    assert!(outcome.end.is_none() && outcome.faults.is_empty(), "{:?}", outcome.faults);
+    assert_eq!(outcome.results, each_once(N));
+    let spans: Vec<Vec<Span>> = all.iter().map(|(_, spans)| spans.lock().unwrap().clone()).collect();
+    let per_extractor: Vec<usize> = spans.iter().map(Vec::len).collect();
+    let all: Vec<Span> = spans.into_iter().flatten().collect();
+    let (first, last) = (all.iter().map(|span| span.1).min().unwrap(), all.iter().map(|span| span.2).max().unwrap());
+    let busy: f64 = all.iter().map(|span| (span.2 - span.1).as_secs_f64()).sum();
+    println!("64 extractors were busy {:.1} % of the time", 100.0 * busy / (64.0 * (last - first).as_secs_f64()));
+    // None had much less to do than the others, and hardly a shard was done twice.
+    assert!(per_extractor.iter().all(|n| (10..=14).contains(n)), "{per_extractor:?}");
+    assert!(all.len() < N as usize + 16, "{} shards for {N}", all.len());
+}
+
+/// One is a thousand times as slow; what it has in hand is repeated, what it has queued is taken over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_straggler_does_not_hold_up_the_end() {
+    let (quick, quick_spans) = sleeper(Duration::from_millis(20), false).await;
+    let (slow, slow_spans) = sleeper(Duration::from_secs(1000), false).await;
+    let outcome = extract(10, &[slow, quick]).await;
+    assert!(outcome.end.is_none(), "{:?}", outcome.end);
+    assert_eq!(outcome.results, each_once(10));
+    assert_eq!((quick_spans.lock().unwrap().len(), slow_spans.lock().unwrap().len()), (10, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_last_extractor_that_gives_up_ends_the_phase() {
+    let (good, _) = sleeper(Duration::from_millis(20), false).await;
+    let (blind, _) = sleeper(Duration::ZERO, true).await;
+    let outcome = extract(6, &[blind, good]).await;
+    assert_eq!(outcome.results, each_once(6));
+    assert_eq!(outcome.faults.len(), 1, "{:?}", outcome.faults);
+    assert!(outcome.faults[0].contains(&blind.to_string()) && outcome.faults[0].contains("holds none"));
+    let (other, _) = sleeper(Duration::ZERO, true).await;
+    let end = extract(6, &[blind, other]).await.end.unwrap();
+    assert_eq!((end.code(), end.message()), (tonic::Code::InvalidArgument, "images: holds none"));
+}
+
+/// Nothing listens at the address for a while; the phase waits, says so, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_extractors_the_phase_waits_and_says_so() {
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let phase = tokio::spawn(async move { extract(3, &[free]).await });
+    tokio::time::sleep(Duration::from_millis(5500)).await;
+    assert!(!phase.is_finished());
+    sleeper_at(free, Duration::ZERO, false).await;
+    let outcome = phase.await.unwrap();
+    assert_eq!(outcome.results, each_once(3));
+    assert_eq!(outcome.faults.len(), 1, "{:?}", outcome.faults);
+    assert!(outcome.faults[0].contains("waiting for an extractor"), "{:?}", outcome.faults);
+}
