@@ -74,11 +74,11 @@ impl Chaos {
                 coordinator.restart();
             }
             // One that died while it created the run may have got as far as its record.
-            let runs = patiently(self.coordinator().list_runs(ListRunsRequest {})).await;
+            let runs = patiently(self.coordinator().list_runs(ListRunsRequest::default())).await;
             if let Some(run) = runs.and_then(|runs| runs.runs.into_iter().next()) {
                 return run.run_id;
             }
-            let request = CreateRunRequest { spec: Some(small(epochs)) };
+            let request = CreateRunRequest { spec: Some(small(epochs)), ..CreateRunRequest::default() };
             if let Some(answer) = patiently(self.coordinator().create_run(request)).await {
                 return answer.run.unwrap().run_id;
             }

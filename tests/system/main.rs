@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod api;
 mod bad_input;
 mod chaos;
 mod damage;

@@ -10,6 +10,7 @@ use deepcluster_proto::v1::*;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+use std::collections::HashMap;
 use std::time::Duration;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -230,8 +231,15 @@ async fn odd_requests_to_the_coordinator_are_refused() {
     let mut runner = TestRunner::deterministic();
     let mut runs = stack.runs();
     let (text, spec) = (text_strategy(), run_spec());
+    let labels = |runner: &mut TestRunner| HashMap::from([(any_of(runner, &text), any_of(runner, &text))]);
     for _ in 0..cases() {
-        let request = CreateRunRequest { spec: any_of(&mut runner, &spec) };
+        let request = CreateRunRequest {
+            spec: any_of(&mut runner, &spec),
+            request_id: any_of(&mut runner, &text),
+            priority: any_of(&mut runner, &any::<i32>()),
+            labels: labels(&mut runner),
+            note: any_of(&mut runner, &text),
+        };
         // A spec without a folder would be a run on all images.
         if request.spec.is_some() {
             assert!(judge(&format!("{request:?}"), runs.create_run(request.clone())).await.is_none());
@@ -241,13 +249,26 @@ async fn odd_requests_to_the_coordinator_are_refused() {
         judge("PauseRun", runs.pause_run(PauseRunRequest { run_id: run_id.clone() })).await;
         judge("ResumeRun", runs.resume_run(ResumeRunRequest { run_id: run_id.clone() })).await;
         judge("CancelRun", runs.cancel_run(CancelRunRequest { run_id: run_id.clone() })).await;
-        judge("ListRuns", runs.list_runs(ListRunsRequest {})).await;
+        let list = ListRunsRequest {
+            states: vec![any_of(&mut runner, &any::<i32>())],
+            labels: labels(&mut runner),
+            page_size: any_of(&mut runner, &number(u32::MAX)),
+            page_token: any_of(&mut runner, &text),
+        };
+        judge("ListRuns", runs.list_runs(list)).await;
+        let update = UpdateRunRequest {
+            run_id: run_id.clone(),
+            priority: Some(any_of(&mut runner, &any::<i32>())),
+            labels: Some(Labels { labels: labels(&mut runner) }),
+            note: Some(any_of(&mut runner, &text)),
+        };
+        judge("UpdateRun", runs.update_run(update)).await;
         let from_event = any_of(&mut runner, &number(u64::MAX));
         judge_stream("WatchRun", runs.watch_run(WatchRunRequest { run_id: run_id.clone(), from_event })).await;
         let paths = (0..3).map(|_| any_of(&mut runner, &text).into_bytes()).collect();
         judge("AssignImages", runs.assign_images(AssignImagesRequest { run_id, paths })).await;
     }
-    println!("{} requests to each of 8 methods", cases());
+    println!("{} requests to each of 9 methods", cases());
     still_well(&mut stack.coordinator).await;
 }
 
@@ -257,7 +278,7 @@ async fn huge_messages_and_watchers_that_never_read_are_survived() {
     let mut stack = Stack::start();
     let mut runs = stack.runs();
     let huge = RunSpec { images: "x".repeat(100_000_000), ..RunSpec::default() };
-    let refused = runs.create_run(CreateRunRequest { spec: Some(huge) }).await.unwrap_err();
+    let refused = runs.create_run(CreateRunRequest { spec: Some(huge), ..CreateRunRequest::default() }).await.unwrap_err();
     assert!(refused.message().contains("too large") || refused.code() == Code::Unknown, "{refused:?}");
 
     let run_id = create(&mut stack.runs(), spec(1)).await.run_id;

@@ -93,7 +93,7 @@ async fn runs_take_turns_and_a_cancelled_one_ends() {
         watch_until(&mut runs, id, has_ended).await;
     }
     let states: Vec<RunState> =
-        runs.list_runs(ListRunsRequest {}).await.unwrap().into_inner().runs.iter().map(Run::state).collect();
+        runs.list_runs(ListRunsRequest::default()).await.unwrap().into_inner().runs.iter().map(Run::state).collect();
     assert_eq!(states, [RunState::Finished, RunState::Cancelled, RunState::Finished]);
     assert!(!processes("deepcluster-coordinator", text(stack.volume.path())).is_empty());
 }
@@ -115,7 +115,7 @@ async fn bad_requests_get_a_code_and_a_sentence() {
     for (spoil, word) in table {
         let mut spec = spec(1);
         spoil(&mut spec);
-        let status = runs.create_run(CreateRunRequest { spec: Some(spec) }).await.unwrap_err();
+        let status = runs.create_run(CreateRunRequest { spec: Some(spec), ..CreateRunRequest::default() }).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
         assert!(status.message().contains(word), "'{word}' is missing in: {}", status.message());
     }
@@ -123,7 +123,7 @@ async fn bad_requests_get_a_code_and_a_sentence() {
         let status = runs.get_run(GetRunRequest { run_id: id.to_owned() }).await.unwrap_err();
         assert_eq!(status.code(), code, "{id}");
     }
-    assert!(runs.list_runs(ListRunsRequest {}).await.unwrap().into_inner().runs.is_empty());
+    assert!(runs.list_runs(ListRunsRequest::default()).await.unwrap().into_inner().runs.is_empty());
 }
 
 /// An extractor to which nobody has given the images.

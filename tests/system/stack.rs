@@ -211,7 +211,7 @@ pub async fn watch_until(runs: &mut RunsClient<Channel>, run_id: &str, mut wante
 
 /// Queues a run.
 pub async fn create(runs: &mut RunsClient<Channel>, spec: RunSpec) -> Run {
-    runs.create_run(CreateRunRequest { spec: Some(spec) }).await.unwrap().into_inner().run.unwrap()
+    runs.create_run(CreateRunRequest { spec: Some(spec), ..CreateRunRequest::default() }).await.unwrap().into_inner().run.unwrap()
 }
 
 /// Work of a phase that has begun.

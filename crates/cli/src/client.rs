@@ -2,12 +2,10 @@
 
 use crate::failure::Failure;
 use crate::show::Show;
-use deepcluster_domain::RunSpec;
-use deepcluster_proto::run_spec_to_wire;
 use deepcluster_proto::v1::runs_client::RunsClient;
 use deepcluster_proto::v1::{
     AssignImagesRequest, Assignment, CancelRunRequest, CreateRunRequest, GetRunRequest, ListRunsRequest, PauseRunRequest,
-    ResumeRunRequest, Run, RunState, WatchRunRequest, watch_run_response,
+    ResumeRunRequest, Run, RunState, UpdateRunRequest, WatchRunRequest, watch_run_response,
 };
 use serde_json::{Value, json};
 use std::error::Error;
@@ -65,13 +63,21 @@ impl Client {
         }
     }
 
-    /// All runs, oldest first.
+    /// The runs that pass the filters of a request, of all pages, oldest first.
     ///
     /// # Errors
     /// What the coordinator says.
-    pub async fn list(&mut self) -> Result<Vec<Run>, Failure> {
-        let answer = self.runs.list_runs(quick(ListRunsRequest {})).await;
-        Ok(answer.map_err(|status| self.failure(&status))?.into_inner().runs)
+    pub async fn list(&mut self, mut request: ListRunsRequest) -> Result<Vec<Run>, Failure> {
+        let mut all = Vec::new();
+        loop {
+            let answer = self.runs.list_runs(quick(request.clone())).await;
+            let answer = answer.map_err(|status| self.failure(&status))?.into_inner();
+            all.extend(answer.runs);
+            if answer.next_page_token.is_empty() {
+                return Ok(all);
+            }
+            request.page_token = answer.next_page_token;
+        }
     }
 
     /// The run of that name, or the newest when none is named.
@@ -80,7 +86,7 @@ impl Client {
     /// When there is no such run.
     pub async fn find(&mut self, run: Option<&str>) -> Result<Run, Failure> {
         match run {
-            None => self.list().await?.pop().ok_or_else(|| Failure::usage("there are no runs yet")),
+            None => self.list(ListRunsRequest::default()).await?.pop().ok_or_else(|| Failure::usage("there are no runs yet")),
             Some(id) => {
                 let answer = self.runs.get_run(quick(GetRunRequest { run_id: id.to_owned() })).await;
                 present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
@@ -92,8 +98,17 @@ impl Client {
     ///
     /// # Errors
     /// What the coordinator says.
-    pub async fn create(&mut self, spec: &RunSpec) -> Result<Run, Failure> {
-        let answer = self.runs.create_run(CreateRunRequest { spec: Some(run_spec_to_wire(spec)) }).await;
+    pub async fn create(&mut self, request: CreateRunRequest) -> Result<Run, Failure> {
+        let answer = self.runs.create_run(request).await;
+        present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
+    }
+
+    /// Changes what is said about a run.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn update(&mut self, request: UpdateRunRequest) -> Result<Run, Failure> {
+        let answer = self.runs.update_run(quick(request)).await;
         present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
     }
 
@@ -249,11 +264,19 @@ fn is_out_of_room(json: &str) -> bool {
 /// A run as one JSON object.
 pub fn run_json(run: &Run) -> Value {
     let state = state_name(run);
+    // In one order, whatever that of the map is.
+    let labels: std::collections::BTreeMap<_, _> = run.labels.iter().collect();
     json!({
         "run_id": run.run_id, "state": state, "message": run.message, "epochs_done": run.epochs_done,
         "epochs": run.spec.as_ref().map(|spec| spec.epochs), "k": run.k, "images": run.n_images, "skipped": run.n_skipped,
+        "priority": run.priority, "labels": labels, "note": run.note, "request_id": run.request_id, "created": run.created,
         "folder": run.folder, "images_folder": run.spec.as_ref().map(|spec| spec.images.clone()),
     })
+}
+
+/// The state of that name.
+pub fn state_of(name: &str) -> Option<RunState> {
+    RunState::from_str_name(&format!("RUN_STATE_{}", name.to_uppercase())).filter(|state| *state != RunState::Unspecified)
 }
 
 /// A run's state in one lower-case word.

@@ -9,12 +9,14 @@ mod failure;
 mod local;
 mod show;
 mod spec_args;
+mod tag_args;
 mod train;
 mod verify;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use client::{Client, NoRoom, run_json, state_name};
+use deepcluster_proto::run_spec_to_wire;
 use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
 use failure::{Failure, say};
@@ -23,6 +25,7 @@ use show::Show;
 use spec_args::SpecArgs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tag_args::{FilterArgs, TagArgs};
 
 /// DeepCluster: a folder of unlabelled images in; a trained convnet and a cluster for every image out
 #[derive(Parser)]
@@ -69,12 +72,27 @@ enum Command {
         #[command(flatten)]
         spec: SpecArgs,
         #[command(flatten)]
+        tags: TagArgs,
+        /// An id of your choice: the same command sent again then makes no second run
+        #[arg(long, value_name = "ID", default_value = "")]
+        request_id: String,
+        #[command(flatten)]
         server: Server,
     },
     /// List the runs of a coordinator
     Runs {
         #[command(flatten)]
+        filter: FilterArgs,
+        #[command(flatten)]
         server: Server,
+    },
+    /// Say something about a run: its priority, labels, a note
+    #[command(allow_negative_numbers = true)]
+    Tag {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        tags: TagArgs,
     },
     /// Show a run, the newest unless one is named
     Show(Named),
@@ -209,22 +227,26 @@ async fn execute(command: Command) -> Result<(), Failure> {
             train::train(spec, &out, extractors, json).await
         }
         Command::Resume { volume, run, json } => train::resume(&volume, run, json).await,
-        Command::Submit { images, spec, server } => {
+        Command::Submit { images, spec, tags, request_id, server } => {
             if images.is_empty() {
                 return Err(Failure::usage("the folder of images has no name; '.' is all of the services' images"));
             }
             let spec = spec.spec(images);
             // Zero stands for the default on the wire, so it has to be refused here.
             spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
-            let run = Client::connect(&server.server).await?.create(&spec).await?;
+            let request = tags.create(run_spec_to_wire(&spec), request_id)?;
+            let run = Client::connect(&server.server).await?.create(request).await?;
             print_run(&run, server.json)
         }
-        Command::Runs { server } => {
-            for run in Client::connect(&server.server).await?.list().await? {
+        Command::Runs { filter, server } => {
+            let request = filter.list()?;
+            for run in Client::connect(&server.server).await?.list(request).await? {
                 print_run(&run, server.json)?;
             }
             Ok(())
         }
+        Command::Tag { tags, .. } if tags.is_empty() => Err(Failure::usage("nothing to say: name --priority, --label or --note")),
+        Command::Tag { named, tags } => change(named, async |client, run| client.update(tags.update(run.run_id)?).await).await,
         Command::Show(named) => change(named, async |_, run| Ok(run)).await,
         Command::Watch(Named { run, server }) => {
             let mut client = Client::connect(&server.server).await?;

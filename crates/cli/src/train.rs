@@ -6,7 +6,7 @@ use crate::failure::{Failure, say};
 use crate::show::Show;
 use deepcluster_domain::{DeviceChoice, RunId, RunSpec};
 use deepcluster_proto::run_spec_to_wire;
-use deepcluster_proto::v1::{Run, RunState};
+use deepcluster_proto::v1::{CreateRunRequest, ListRunsRequest, Run, RunState};
 use deepcluster_volume::Volume;
 use deepcluster_volume::records::{RunRecord, read_record};
 use std::fs;
@@ -126,7 +126,7 @@ async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Pa
             let wire = run_spec_to_wire(&spec);
             match runs.into_iter().rev().find(|run| run.spec.as_ref() == Some(&wire) && can_go_on(run)) {
                 Some(run) => client.resume(run.run_id).await?,
-                None => client.create(&spec).await?,
+                None => client.create(CreateRunRequest { spec: Some(wire), ..CreateRunRequest::default() }).await?,
             }
         }
         Wanted::Unfinished(name) => client.resume(unfinished(runs, name)?.run_id).await?,
@@ -145,7 +145,7 @@ async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Pa
 
 async fn first_answer(client: &mut Client) -> Vec<Run> {
     loop {
-        match client.list().await {
+        match client.list(ListRunsRequest::default()).await {
             Ok(runs) => return runs,
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }

@@ -8,10 +8,12 @@
 
 pub mod assign;
 mod commit;
+pub mod create;
 pub mod epoch;
 pub mod extraction;
 mod fallback;
 mod images;
+mod list;
 mod members;
 mod phases;
 mod queue;
@@ -49,6 +51,8 @@ pub struct Start {
     pub paused: bool,
     /// How long another owner of the volume may show no sign of life before it is taken for dead.
     pub takeover_after: Duration,
+    /// Most runs that wait for their turns.
+    pub queue_limit: usize,
 }
 
 impl Coordinator {
@@ -60,7 +64,8 @@ impl Coordinator {
         let lock = VolumeLock::take(&config.volume, start.takeover_after).map_err(|error| error.to_string())?;
         // Clients and the network know the volume's files by paths below its real root.
         let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token());
-        let runs = Runs::open(workshop, config.images.clone(), start.paused).map_err(|error| error.to_string())?;
+        let runs =
+            Runs::open(workshop, config.images.clone(), start.paused, start.queue_limit).map_err(|error| error.to_string())?;
         let lost = Arc::new(OnceLock::new());
         Ok(Self { runs: Arc::new(runs), shutdown: CancellationToken::new(), lock: Arc::new(lock), lost })
     }

@@ -35,6 +35,20 @@ struct Cli {
     /// Seconds without progress after which a worker that still answers is taken for stuck, at least 5
     #[arg(long, env = "DC_WORKER_STANDSTILL", value_name = "SECONDS", default_value = "3600")]
     worker_standstill: String,
+    /// Most runs that wait for their turns
+    #[arg(long, env = "DC_QUEUE_LIMIT", value_name = "N", default_value = "100")]
+    queue_limit: String,
+}
+
+/// A number of at least one; a mistake is noted.
+fn count(flag: &str, text: &str, mistakes: &mut Vec<String>) -> usize {
+    match text.parse() {
+        Ok(number @ 1..) => number,
+        _ => {
+            mistakes.push(format!("--{flag} '{text}' is not a number from 1 on"));
+            1
+        }
+    }
 }
 
 /// A number of seconds; a mistake is noted.
@@ -59,7 +73,11 @@ fn main() -> ExitCode {
         silence: seconds("worker-silence", &cli.worker_silence, &mut mistakes),
         standstill: seconds("worker-standstill", &cli.worker_standstill, &mut mistakes),
     };
-    let start = Start { paused: cli.start_paused, takeover_after: seconds("takeover-after", &cli.takeover_after, &mut mistakes) };
+    let start = Start {
+        paused: cli.start_paused,
+        takeover_after: seconds("takeover-after", &cli.takeover_after, &mut mistakes),
+        queue_limit: count("queue-limit", &cli.queue_limit, &mut mistakes),
+    };
     let workers = Workers::new(&cli.extractors, &cli.clusterer, &cli.trainer, patience);
     let (config, workers) = match (cli.options.check("127.0.0.1:7070"), workers) {
         (Ok(config), Ok(workers)) if mistakes.is_empty() => (config, workers),

@@ -1,9 +1,11 @@
 //! The Runs API.
 
 use crate::assign::assign_images;
+use crate::create::NewRun;
+use crate::list;
 use crate::run::{News, Run};
 use crate::runs::Runs;
-use deepcluster_domain::RunSpec;
+use deepcluster_proto::tags_of;
 use deepcluster_proto::v1::runs_server::Runs as RunsRpc;
 use deepcluster_proto::v1::*;
 use deepcluster_service::requests::volume_status;
@@ -32,9 +34,9 @@ impl RunsRpc for Rpc {
     type WatchRunStream = Pin<Box<dyn Stream<Item = Result<WatchRunResponse, Status>> + Send>>;
 
     async fn create_run(&self, request: Request<CreateRunRequest>) -> Result<Response<CreateRunResponse>, Status> {
-        let spec = RunSpec::try_from(request.into_inner().spec.unwrap_or_default())?;
+        let new = NewRun::try_from(request.into_inner())?;
         let runs = Arc::clone(&self.runs);
-        let run = blocking(move || runs.create(spec)).await?;
+        let run = blocking(move || runs.create(new)).await?;
         Ok(Response::new(CreateRunResponse { run: Some(run.to_wire()) }))
     }
 
@@ -43,9 +45,19 @@ impl RunsRpc for Rpc {
         Ok(Response::new(GetRunResponse { run: Some(run.to_wire()) }))
     }
 
-    async fn list_runs(&self, _: Request<ListRunsRequest>) -> Result<Response<ListRunsResponse>, Status> {
-        let runs = self.runs.all().iter().map(|run| run.to_wire()).collect();
-        Ok(Response::new(ListRunsResponse { runs }))
+    async fn list_runs(&self, request: Request<ListRunsRequest>) -> Result<Response<ListRunsResponse>, Status> {
+        Ok(Response::new(list::page(&self.runs.all(), request.get_ref())?))
+    }
+
+    async fn update_run(&self, request: Request<UpdateRunRequest>) -> Result<Response<UpdateRunResponse>, Status> {
+        let request = request.into_inner();
+        let run = self.runs.get(&request.run_id)?;
+        let before = run.record();
+        let labels = request.labels.map_or_else(|| before.labels.into_iter().collect(), |labels| labels.labels);
+        let (priority, note) = (request.priority.unwrap_or(before.priority), request.note.unwrap_or(before.note));
+        let tags = tags_of(priority, labels, note)?;
+        let run = blocking(move || run.tag(tags).map(|()| run).map_err(|error| volume_status(&error))).await?;
+        Ok(Response::new(UpdateRunResponse { run: Some(run.to_wire()) }))
     }
 
     async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<Self::WatchRunStream>, Status> {

@@ -1,6 +1,6 @@
 //! One run in memory: its record, its events, who watches, and how it is stopped.
 
-use deepcluster_domain::{EpochId, RunId, RunSpec};
+use deepcluster_domain::{EpochId, RunId, RunSpec, Tags};
 use deepcluster_proto::{run_spec_to_wire, v1};
 use deepcluster_volume::events::{Event, EventLog, Severity};
 use deepcluster_volume::image_list::{self, ImageEntry};
@@ -138,6 +138,14 @@ impl Run {
         publish_record(&self.folder.run_json(), &record)?;
         state.record = record;
         Ok(())
+    }
+
+    /// Changes durably what the user says about it.
+    ///
+    /// # Errors
+    /// When the volume cannot be written.
+    pub fn tag(&self, Tags { priority, labels, note }: Tags) -> Result<(), VolumeError> {
+        self.update(|record| *record = RunRecord { priority, labels, note, ..record.clone() })
     }
 
     /// Its images, as it last published them.
@@ -303,6 +311,11 @@ impl Run {
             n_images: record.resolved.n_images as u64,
             n_skipped: record.resolved.n_skipped as u64,
             folder: format!("runs/{}", self.id),
+            priority: record.priority,
+            labels: record.labels.into_iter().collect(),
+            note: record.note,
+            request_id: record.request_id,
+            created: record.created,
         }
     }
 
@@ -312,7 +325,7 @@ impl Run {
     }
 }
 
-fn wire_state(state: RunState) -> v1::RunState {
+pub(crate) fn wire_state(state: RunState) -> v1::RunState {
     match state {
         RunState::Queued => v1::RunState::Queued,
         RunState::Running => v1::RunState::Running,

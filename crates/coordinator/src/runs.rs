@@ -6,12 +6,12 @@ use crate::fallback::{last_good, step_back};
 use crate::images;
 use crate::run::Run;
 use deepcluster_domain::space::{SpaceNeeded, human};
-use deepcluster_domain::{EpochId, RunId, RunSpec};
+use deepcluster_domain::{EpochId, RunId};
 use deepcluster_service::requests::volume_status;
 use deepcluster_volume::events::Severity;
-use deepcluster_volume::records::{RunRecord, RunState, SpecRecord, VERSION};
+use deepcluster_volume::records::RunState;
 use deepcluster_volume::verify::verified_epoch;
-use deepcluster_volume::{VolumeError, events::seconds_since_1970, image_list, publish, space};
+use deepcluster_volume::{VolumeError, space};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,6 +33,8 @@ pub struct Runs {
     pub images: PathBuf,
     runs: Mutex<BTreeMap<RunId, Arc<Run>>>,
     wake: Notify,
+    /// Most runs that wait for their turns.
+    pub(crate) queue_limit: usize,
 }
 
 impl Runs {
@@ -42,7 +44,7 @@ impl Runs {
     ///
     /// # Errors
     /// When the volume cannot be read or written.
-    pub fn open(workshop: Workshop, images: PathBuf, paused: bool) -> Result<Self, VolumeError> {
+    pub fn open(workshop: Workshop, images: PathBuf, paused: bool, queue_limit: usize) -> Result<Self, VolumeError> {
         let volume = &workshop.volume;
         if let Err(error) = space::set_reserve_aside(volume.root()) {
             warn!(%error, "no reserve could be set aside");
@@ -65,7 +67,7 @@ impl Runs {
             };
             runs.insert(id, Arc::new(run));
         }
-        Ok(Self { workshop, images, runs: Mutex::new(runs), wake: Notify::new() })
+        Ok(Self { workshop, images, runs: Mutex::new(runs), wake: Notify::new(), queue_limit })
     }
 
     /// One run.
@@ -82,47 +84,6 @@ impl Runs {
         let mut runs: Vec<_> = self.lock().values().cloned().collect();
         runs.sort_by_key(|run| (run.record().created, run.id.clone()));
         runs
-    }
-
-    /// Lists the images, settles k, and queues a run. Reads every header, so it may take a while.
-    ///
-    /// # Errors
-    /// INVALID_ARGUMENT when images or spec do not do.
-    pub fn create(&self, spec: RunSpec) -> Result<Arc<Run>, Status> {
-        let failed = |error: VolumeError| volume_status(&error);
-        let (images, mut resolved) = images::list(&self.images, &spec)?;
-        let volume = &self.workshop.volume;
-        let needed = SpaceNeeded::of(&spec, resolved.n_images, resolved.k).whole_run();
-        let free = space::available(volume.root()).map_err(failed)?;
-        if needed > free {
-            let (needed, free, missing, root) = (human(needed), human(free), human(needed - free), volume.root().display());
-            let sentence = format!("the run will need up to {needed} on {root}, where {free} are free: {missing} are missing");
-            return Err(Status::resource_exhausted(sentence));
-        }
-        let mut runs = self.lock();
-        // A folder that is there may hold what is left of a run; its name is not given out again.
-        let is_free = |id: &RunId| !runs.contains_key(id) && std::fs::symlink_metadata(volume.run(id).path()).is_err();
-        let id = (1..).map(|n| format!("run-{n:04}")).filter_map(|name| name.parse::<RunId>().ok()).find(is_free);
-        let id = id.ok_or_else(|| Status::resource_exhausted("no run id is left"))?;
-        publish::create_folder(volume.run(&id).path()).map_err(failed)?;
-        let list = volume.run(&id).images_csv();
-        let (csv, checksum) = image_list::to_csv(&images).map_err(|error| failed(VolumeError::io(&list)(error)))?;
-        publish::publish_bytes(&list, &csv).map_err(failed)?;
-        resolved.images_csv.push(checksum);
-        let record = RunRecord {
-            version: VERSION,
-            run_id: id.to_string(),
-            created: seconds_since_1970() as u64,
-            spec: SpecRecord::from(&spec),
-            resolved,
-            state: RunState::Queued,
-            message: String::new(),
-            epochs_done: 0,
-        };
-        let run = Arc::new(Run::create(volume, id.clone(), spec, record).map_err(failed)?);
-        runs.insert(id, Arc::clone(&run));
-        self.wake.notify_one();
-        Ok(run)
     }
 
     /// The states from which this run may go on now; its images are looked at again.
@@ -206,10 +167,12 @@ impl Runs {
         )
     }
 
-    /// The runnable run whose turn comes after `last`.
+    /// The runnable run whose turn comes after `last`: of those with the highest priority, the next one.
     fn next_run(&self, last: Option<&RunId>) -> Option<Arc<Run>> {
-        let runnable: Vec<_> =
+        let mut runnable: Vec<_> =
             self.all().into_iter().filter(|run| matches!(run.record().state, RunState::Queued | RunState::Running)).collect();
+        let highest = runnable.iter().map(|run| run.record().priority).max()?;
+        runnable.retain(|run| run.record().priority == highest);
         let after = runnable.iter().position(|run| Some(&run.id) == last).map_or(0, |at| at + 1);
         runnable.get(after).or_else(|| runnable.first()).cloned()
     }
@@ -233,7 +196,7 @@ impl Runs {
         after_commit(&self.workshop.volume, run, epoch, &scores).map_err(failed)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -13,9 +13,11 @@ pub mod scores;
 pub mod seeds;
 pub mod space;
 pub mod spec;
+pub mod tags;
 
 pub use epoch::{EpochProgress, Step};
 pub use ids::{EpochId, RunId, ShardId};
 pub use plan::Plan;
 pub use seeds::{Purpose, Seeds};
 pub use spec::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery, SpecError};
+pub use tags::Tags;

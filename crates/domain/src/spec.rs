@@ -281,31 +281,50 @@ impl RunSpec {
     /// # Errors
     /// One sentence that names every field that is out of its range.
     pub fn validate(&self) -> Result<(), SpecError> {
+        let sentences: Vec<String> = self.violations().into_iter().map(|(_, sentence)| sentence).collect();
+        if sentences.is_empty() { Ok(()) } else { Err(SpecError(sentences.join("; "))) }
+    }
+
+    /// Every field that is out of its range, by its name on the wire, and the sentence that says so.
+    pub fn violations(&self) -> Vec<(&'static str, String)> {
         let positive_number = |value: f64| value.is_finite() && value > 0.0;
         let smallest = geometry::smallest_image(self.architecture);
         let rules = [
-            (self.k != ClusterCount::Fixed(0) && self.k != ClusterCount::Fixed(1), "k must be at least 2".to_owned()),
-            (matches!(self.k, ClusterCount::Auto | ClusterCount::Fixed(0..=10_000_000)), "k must be at most 10000000".to_owned()),
-            (self.epochs >= 1 && self.epochs <= 9999, "epochs must lie between 1 and 9999".to_owned()),
+            (self.k != ClusterCount::Fixed(0) && self.k != ClusterCount::Fixed(1), "k", "k must be at least 2".to_owned()),
+            (
+                matches!(self.k, ClusterCount::Auto | ClusterCount::Fixed(0..=10_000_000)),
+                "k",
+                "k must be at most 10000000".to_owned(),
+            ),
+            (self.epochs >= 1 && self.epochs <= 9999, "epochs", "epochs must lie between 1 and 9999".to_owned()),
             (
                 self.image_size >= smallest,
+                "image_size",
                 format!("image size {} is too small for {}, which needs at least {smallest}", self.image_size, self.architecture),
             ),
-            (self.image_size <= 4096, "image size must be at most 4096".to_owned()),
-            (self.batch >= 2 && self.batch <= 65_536, "batch must lie between 2 and 65536".to_owned()),
-            (positive_number(self.learning_rate), "learning rate must be a positive number".to_owned()),
+            (self.image_size <= 4096, "image_size", "image size must be at most 4096".to_owned()),
+            (self.batch >= 2 && self.batch <= 65_536, "batch", "batch must lie between 2 and 65536".to_owned()),
+            (positive_number(self.learning_rate), "learning_rate", "learning rate must be a positive number".to_owned()),
             (
                 self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                "weight_decay",
                 "weight decay must be a number that is not negative".to_owned(),
             ),
-            (self.pca >= 1 && self.pca <= 65_536, "pca must lie between 1 and 65536".to_owned()),
-            (positive_number(self.reassign) && self.reassign <= 100.0, "reassign must lie between 0 and 100".to_owned()),
-            ((0.0..=1.0).contains(&self.max_skipped), "max-skipped must lie between 0 and 1".to_owned()),
-            (self.keep_epochs >= 1, "keep-epochs must be at least 1".to_owned()),
-            (self.shard_images >= 1 && self.shard_images <= 1_000_000, "shard-images must lie between 1 and 1000000".to_owned()),
+            (self.pca >= 1 && self.pca <= 65_536, "pca", "pca must lie between 1 and 65536".to_owned()),
+            (
+                positive_number(self.reassign) && self.reassign <= 100.0,
+                "reassign",
+                "reassign must lie between 0 and 100".to_owned(),
+            ),
+            ((0.0..=1.0).contains(&self.max_skipped), "max_skipped", "max-skipped must lie between 0 and 1".to_owned()),
+            (self.keep_epochs >= 1, "keep_epochs", "keep-epochs must be at least 1".to_owned()),
+            (
+                self.shard_images >= 1 && self.shard_images <= 1_000_000,
+                "shard_images",
+                "shard-images must lie between 1 and 1000000".to_owned(),
+            ),
         ];
-        let broken: Vec<String> = rules.into_iter().filter(|(holds, _)| !holds).map(|(_, sentence)| sentence).collect();
-        if broken.is_empty() { Ok(()) } else { Err(SpecError(broken.join("; "))) }
+        rules.into_iter().filter(|(holds, ..)| !holds).map(|(_, field, sentence)| (field, sentence)).collect()
     }
 }
 

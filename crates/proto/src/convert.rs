@@ -1,7 +1,11 @@
 //! Wire ↔ domain. Nothing that a client sends panics: every conversion has an error that names the field.
 
 use crate::v1;
-use deepcluster_domain::{Architecture, ClusterCount, FeatureDtype, Precision, RunSpec};
+use deepcluster_domain::{Architecture, ClusterCount, FeatureDtype, Precision, RunSpec, Tags};
+use std::collections::HashMap;
+use std::time::Duration;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 /// A field of a request that does not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -11,19 +15,52 @@ pub struct FieldError {
     pub field: &'static str,
     /// One clause that says what is wrong.
     pub why: String,
+    /// The same by the parts of the field, where it has parts.
+    parts: Vec<(String, String)>,
 }
 
 impl FieldError {
     /// An error about `field`.
     pub fn new(field: &'static str, why: impl std::fmt::Display) -> Self {
-        Self { field, why: why.to_string() }
+        Self { field, why: why.to_string(), parts: Vec::new() }
+    }
+
+    /// An error about parts of `field`, each by its name and with its sentence.
+    pub fn of_parts(field: &'static str, parts: Vec<(&'static str, String)>) -> Self {
+        let why = parts.iter().map(|(_, sentence)| sentence.as_str()).collect::<Vec<_>>().join("; ");
+        let parts = parts.into_iter().map(|(part, sentence)| (format!("{field}.{part}"), sentence)).collect();
+        Self { field, why, parts }
     }
 }
 
-impl From<FieldError> for tonic::Status {
+impl From<FieldError> for Status {
+    /// INVALID_ARGUMENT, with the fields as `google.rpc.BadRequest` beside the sentence.
     fn from(error: FieldError) -> Self {
-        tonic::Status::invalid_argument(error.to_string())
+        let sentence = error.to_string();
+        let mut details = ErrorDetails::new();
+        for (field, why) in error.parts {
+            details.add_bad_request_violation(field, why);
+        }
+        if !details.has_bad_request_violations() {
+            details.add_bad_request_violation(error.field, error.why);
+        }
+        Status::with_error_details(Code::InvalidArgument, sentence, details)
     }
+}
+
+/// A refusal of what may be accepted later, with `google.rpc.RetryInfo`.
+pub fn retry_later(code: Code, sentence: impl Into<String>, after: Duration) -> Status {
+    Status::with_error_details(code, sentence, ErrorDetails::with_retry_info(Some(after)))
+}
+
+/// What a user says about a run, checked.
+///
+/// # Errors
+/// INVALID_ARGUMENT for the first field that does not do.
+pub fn tags_of(priority: i32, labels: HashMap<String, String>, note: String) -> Result<Tags, FieldError> {
+    let tags = Tags { priority, labels: labels.into_iter().collect(), note };
+    tags.validate().map_err(|(field, error)| FieldError::new(field, error))?;
+    Ok(tags)
 }
 
 /// Ties a wire enum to a domain enum, both ways; the unspecified value has its own answer.
@@ -121,8 +158,10 @@ impl TryFrom<v1::RunSpec> for RunSpec {
                 text => text.parse().map_err(|error| FieldError::new("checkpoint_every", error))?,
             },
         };
-        spec.validate().map_err(|error| FieldError::new("spec", error))?;
-        Ok(spec)
+        match spec.violations() {
+            none if none.is_empty() => Ok(spec),
+            some => Err(FieldError::of_parts("spec", some)),
+        }
     }
 }
 
@@ -170,5 +209,10 @@ mod tests {
         assert!(refused(v1::RunSpec { device: "tpu".into(), ..Default::default() }).contains("device"));
         assert!(refused(v1::RunSpec { learning_rate: f64::NAN, ..Default::default() }).contains("learning rate"));
         assert!(refused(v1::RunSpec { image_size: 10, ..Default::default() }).contains("image size 10"));
+        let wire = v1::RunSpec { image_size: 10, batch: 1, ..Default::default() };
+        let status = Status::from(RunSpec::try_from(wire).unwrap_err());
+        let details = status.get_details_bad_request().unwrap();
+        let fields: Vec<_> = details.field_violations.iter().map(|violation| violation.field.as_str()).collect();
+        assert_eq!(fields, ["spec.image_size", "spec.batch"]);
     }
 }

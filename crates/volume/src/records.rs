@@ -32,6 +32,18 @@ pub struct RunRecord {
     pub message: String,
     /// Number of committed epochs, and so the number of the current one.
     pub epochs_done: u32,
+    /// The id that its creator gave the request; empty for none.
+    #[serde(default)]
+    pub request_id: String,
+    /// Runs of a higher one take all turns before those of a lower one.
+    #[serde(default)]
+    pub priority: i32,
+    /// What the user calls it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Free text of the user.
+    #[serde(default)]
+    pub note: String,
 }
 
 /// What a spec turned into once the images were seen.

@@ -10,6 +10,7 @@ use crate::records::{
 use crate::{EpochFolder, RunFolder, Volume, VolumeError, image_list, npy};
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -211,6 +212,10 @@ fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<()
         resolved: ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: vec![checksum] },
         message: "run.json was damaged, and made anew from the events".to_owned(),
         epochs_done,
+        request_id: String::new(),
+        priority: 0,
+        labels: BTreeMap::new(),
+        note: String::new(),
     };
     publish_record(&folder.run_json(), &record)
 }
