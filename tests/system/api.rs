@@ -106,6 +106,23 @@ async fn runs_are_listed_by_page_and_filter_and_tagged_anew() {
     assert!(cli(&["tag", &all[1], "--label", "a b=c"]).stderr.contains("--labels: key 'a b'"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_beyond_the_limit_are_refused_until_one_leaves() {
+    let (_folder, coordinator) = alone(&["--watchers-limit=1"]);
+    let mut runs = coordinator.runs();
+    let run_id = runs.create_run(request("", 0, "red")).await.unwrap().into_inner().run.unwrap().run_id;
+    let watch = || WatchRunRequest { run_id: run_id.clone(), from_event: 0 };
+    let first = runs.watch_run(watch()).await.unwrap();
+    let second = runs.watch_run(watch()).await.unwrap_err();
+    assert_eq!(second.code(), Code::ResourceExhausted);
+    assert!(second.message().contains("1 are the most") && second.get_details_retry_info().is_some(), "{second:?}");
+    drop(first);
+    // The coordinator hears of it a moment later.
+    while runs.watch_run(watch()).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// The second run comes with a higher priority and overtakes the first between two epochs.
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_of_a_higher_priority_come_first() {

@@ -18,6 +18,7 @@ mod network;
 mod recovery;
 mod requests;
 mod room;
+mod security;
 mod services;
 mod stack;
 mod support;

@@ -279,7 +279,8 @@ async fn huge_messages_and_watchers_that_never_read_are_survived() {
     let mut runs = stack.runs();
     let huge = RunSpec { images: "x".repeat(100_000_000), ..RunSpec::default() };
     let refused = runs.create_run(CreateRunRequest { spec: Some(huge), ..CreateRunRequest::default() }).await.unwrap_err();
-    assert!(refused.message().contains("too large") || refused.code() == Code::Unknown, "{refused:?}");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert!(refused.message().contains("too large"), "{refused:?}");
 
     let run_id = create(&mut stack.runs(), spec(1)).await.run_id;
     let mut open = Vec::with_capacity(WATCHERS);

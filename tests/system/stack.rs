@@ -24,6 +24,7 @@ pub struct Service {
     listener: TcpListener,
     pub child: Child,
     lives: usize,
+    log: PathBuf,
 }
 
 impl Service {
@@ -56,15 +57,25 @@ impl Service {
         }
         arguments.extend_from_slice(more);
         let program = PathBuf::from(&command[0]);
-        let child = Self::spawn(&program, &arguments, &listener, environment);
-        Self { program, arguments, listener, child, lives: 1 }
+        let logs = volume.join("logs");
+        std::fs::create_dir_all(&logs).unwrap();
+        let log = logs.join(format!("{}.log", listener.local_addr().unwrap()));
+        let child = Self::spawn(&program, &arguments, &listener, environment, &log);
+        Self { program, arguments, listener, child, lives: 1, log }
     }
 
-    fn spawn(program: &Path, arguments: &[String], listener: &TcpListener, environment: &[(String, String)]) -> Child {
+    fn spawn(
+        program: &Path,
+        arguments: &[String],
+        listener: &TcpListener,
+        environment: &[(String, String)],
+        log: &Path,
+    ) -> Child {
         let socket = OwnedFd::from(listener.try_clone().unwrap());
         let mut command = Command::new(program);
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         command.args(arguments).envs(environment.iter().cloned());
-        command.stdin(Stdio::from(socket)).stderr(Stdio::null()).spawn().unwrap()
+        command.stdin(Stdio::from(socket)).stderr(log).spawn().unwrap()
     }
 
     pub fn address(&self) -> String {
@@ -84,6 +95,11 @@ impl Service {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// What it has said so far, in all its lives.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
     /// Has its last life ended by itself?
     pub fn has_died(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
@@ -100,7 +116,7 @@ impl Service {
 
     pub fn restart_with(&mut self, environment: &[(String, String)]) {
         self.child.wait().unwrap();
-        self.child = Self::spawn(&self.program, &self.arguments, &self.listener, environment);
+        self.child = Self::spawn(&self.program, &self.arguments, &self.listener, environment, &self.log);
         self.lives += 1;
     }
 }

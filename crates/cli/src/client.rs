@@ -1,16 +1,19 @@
 //! Talking to a coordinator: the commands that any client could be, and following a run.
 
 use crate::failure::Failure;
+use crate::server::Server;
 use crate::show::Show;
 use deepcluster_proto::v1::runs_client::RunsClient;
 use deepcluster_proto::v1::{
     AssignImagesRequest, Assignment, CancelRunRequest, CreateRunRequest, GetRunRequest, ListRunsRequest, PauseRunRequest,
     ResumeRunRequest, Run, RunState, UpdateRunRequest, WatchRunRequest, watch_run_response,
 };
+use deepcluster_service::tls::ClientSecurity;
+use deepcluster_service::tokens::TokenFile;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::time::{Duration, Instant};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 /// How long a coordinator that does not answer is waited for.
@@ -33,27 +36,29 @@ pub enum NoRoom {
 pub struct Client {
     runs: RunsClient<Channel>,
     server: String,
+    token: Option<TokenFile>,
 }
 
 impl Client {
-    /// A client of the coordinator at `server`, as in `http://127.0.0.1:7070`. Connects when it is first used.
+    /// A client of the coordinator of this machine at `address`. Connects when it is first used.
     ///
     /// # Errors
     /// When the address is none.
-    pub fn new(server: &str) -> Result<Self, Failure> {
-        Ok(Self { runs: RunsClient::new(endpoint(server)?.connect_lazy()), server: server.to_owned() })
+    pub fn of_this_machine(address: &str) -> Result<Self, Failure> {
+        let endpoint = ClientSecurity::default().endpoint(address, address).map_err(Failure::other)?;
+        Ok(Self { runs: RunsClient::new(endpoint.connect_lazy()), server: address.to_owned(), token: None })
     }
 
     /// A client that is connected; a coordinator that is starting is waited for.
     ///
     /// # Errors
     /// When the address is none, or nobody answers there.
-    pub async fn connect(server: &str) -> Result<Self, Failure> {
-        let endpoint = endpoint(server)?;
+    pub async fn connect(to: &Server) -> Result<Self, Failure> {
+        let (endpoint, token, server) = (to.endpoint()?, to.token()?, to.server.clone());
         let start = Instant::now();
         loop {
             match endpoint.connect().await {
-                Ok(channel) => return Ok(Self { runs: RunsClient::new(channel), server: server.to_owned() }),
+                Ok(channel) => return Ok(Self { runs: RunsClient::new(channel), server, token }),
                 Err(_) if start.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(200)).await,
                 Err(error) => {
                     let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
@@ -70,7 +75,8 @@ impl Client {
     pub async fn list(&mut self, mut request: ListRunsRequest) -> Result<Vec<Run>, Failure> {
         let mut all = Vec::new();
         loop {
-            let answer = self.runs.list_runs(quick(request.clone())).await;
+            let question = self.quick(request.clone())?;
+            let answer = self.runs.list_runs(question).await;
             let answer = answer.map_err(|status| self.failure(&status))?.into_inner();
             all.extend(answer.runs);
             if answer.next_page_token.is_empty() {
@@ -88,7 +94,8 @@ impl Client {
         match run {
             None => self.list(ListRunsRequest::default()).await?.pop().ok_or_else(|| Failure::usage("there are no runs yet")),
             Some(id) => {
-                let answer = self.runs.get_run(quick(GetRunRequest { run_id: id.to_owned() })).await;
+                let question = self.quick(GetRunRequest { run_id: id.to_owned() })?;
+                let answer = self.runs.get_run(question).await;
                 present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
             }
         }
@@ -99,7 +106,8 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn create(&mut self, request: CreateRunRequest) -> Result<Run, Failure> {
-        let answer = self.runs.create_run(request).await;
+        let question = self.ask(request)?;
+        let answer = self.runs.create_run(question).await;
         present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
     }
 
@@ -108,7 +116,8 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn update(&mut self, request: UpdateRunRequest) -> Result<Run, Failure> {
-        let answer = self.runs.update_run(quick(request)).await;
+        let question = self.quick(request)?;
+        let answer = self.runs.update_run(question).await;
         present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
     }
 
@@ -117,7 +126,8 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn pause(&mut self, run_id: String) -> Result<Run, Failure> {
-        let answer = self.runs.pause_run(quick(PauseRunRequest { run_id })).await;
+        let question = self.quick(PauseRunRequest { run_id })?;
+        let answer = self.runs.pause_run(question).await;
         present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
     }
 
@@ -126,7 +136,8 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn resume(&mut self, run_id: String) -> Result<Run, Failure> {
-        let answer = self.runs.resume_run(ResumeRunRequest { run_id }).await;
+        let question = self.ask(ResumeRunRequest { run_id })?;
+        let answer = self.runs.resume_run(question).await;
         present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
     }
 
@@ -135,7 +146,8 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn cancel(&mut self, run_id: String) -> Result<Run, Failure> {
-        let answer = self.runs.cancel_run(quick(CancelRunRequest { run_id })).await;
+        let question = self.quick(CancelRunRequest { run_id })?;
+        let answer = self.runs.cancel_run(question).await;
         present(answer.map_err(|status| self.failure(&status))?.into_inner().run)
     }
 
@@ -144,7 +156,8 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn assign(&mut self, run_id: String, paths: Vec<Vec<u8>>) -> Result<Vec<Assignment>, Failure> {
-        let answer = self.runs.assign_images(AssignImagesRequest { run_id, paths }).await;
+        let question = self.ask(AssignImagesRequest { run_id, paths })?;
+        let answer = self.runs.assign_images(question).await;
         Ok(answer.map_err(|status| self.failure(&status))?.into_inner().assignments)
     }
 
@@ -185,7 +198,8 @@ impl Client {
         show: &mut Show,
     ) -> Result<Option<Result<(), Failure>>, Status> {
         let request = WatchRunRequest { run_id: run_id.to_owned(), from_event: *next };
-        let mut updates = self.runs.watch_run(request).await?.into_inner();
+        let question = self.ask(request).map_err(|failure| Status::invalid_argument(failure.message))?;
+        let mut updates = self.runs.watch_run(question).await?.into_inner();
         let mut outcome = None;
         while let Some(message) = updates.message().await? {
             match message.update {
@@ -217,31 +231,34 @@ impl Client {
         (run.state() == RunState::Paused).then(|| Failure::usage(run.message))
     }
 
+    /// A question that is answered soon.
+    fn quick<T>(&self, message: T) -> Result<Request<T>, Failure> {
+        let mut request = self.ask(message)?;
+        request.set_timeout(DEADLINE);
+        Ok(request)
+    }
+
+    /// A message with the token.
+    fn ask<T>(&self, message: T) -> Result<Request<T>, Failure> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            let authorization = token.authorization().map_err(|why| Failure::usage(format!("--token-file: {why}")))?;
+            request.metadata_mut().insert("authorization", authorization);
+        }
+        Ok(request)
+    }
+
     fn failure(&self, status: &Status) -> Failure {
         let message = status.message();
         match status.code() {
             Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::AlreadyExists => Failure::usage(message),
+            Code::Unauthenticated | Code::PermissionDenied => Failure::usage(format!("{message} (--token-file)")),
             // The user can do something about a full volume.
             Code::ResourceExhausted => Failure::usage(message),
             Code::Unavailable => Failure::other(format!("no coordinator answers at {}: {message}", self.server)),
             _ => Failure::other(message),
         }
     }
-}
-
-fn endpoint(server: &str) -> Result<Endpoint, Failure> {
-    let refused = || Failure::usage(format!("--server '{server}' is no address like http://127.0.0.1:7070"));
-    let endpoint = Endpoint::from_shared(server.to_owned()).map_err(|_| refused())?;
-    match (endpoint.uri().scheme_str(), endpoint.uri().host()) {
-        (Some("http"), Some(host)) if !host.is_empty() => Ok(endpoint.connect_timeout(Duration::from_secs(10))),
-        _ => Err(refused()),
-    }
-}
-
-fn quick<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(DEADLINE);
-    request
 }
 
 /// How a run ended, by its latest event of kind "run"; none while it goes on.

@@ -104,7 +104,7 @@ impl Stack {
         coordinator.at_first.push("--start-paused".to_owned());
         services.push(coordinator);
         let server = services.last().map(address).transpose().map_err(|error| Failure::other(error.to_string()))?;
-        let mut stack = Self { services, server: format!("http://{}", server.unwrap_or_default()) };
+        let mut stack = Self { services, server: server.unwrap_or_default() };
         for service in &mut stack.services {
             service.start()?;
             tokio::spawn(ask(service.listener.local_addr().ok(), Arc::clone(&service.unanswered)));

@@ -7,6 +7,7 @@ mod demo_images;
 mod embedded;
 mod failure;
 mod local;
+mod server;
 mod show;
 mod spec_args;
 mod tag_args;
@@ -21,6 +22,7 @@ use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
 use failure::{Failure, say};
 use serde_json::json;
+use server::Server;
 use show::Show;
 use spec_args::SpecArgs;
 use std::path::PathBuf;
@@ -166,17 +168,6 @@ enum Command {
     },
 }
 
-/// Which coordinator, and how to print.
-#[derive(clap::Args)]
-struct Server {
-    /// The coordinator
-    #[arg(long, env = "DC_SERVER", default_value = "http://127.0.0.1:7070", value_name = "URL")]
-    server: String,
-    /// One JSON object a line
-    #[arg(long)]
-    json: bool,
-}
-
 /// A run of a coordinator.
 #[derive(clap::Args)]
 struct Named {
@@ -235,12 +226,12 @@ async fn execute(command: Command) -> Result<(), Failure> {
             // Zero stands for the default on the wire, so it has to be refused here.
             spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
             let request = tags.create(run_spec_to_wire(&spec), request_id)?;
-            let run = Client::connect(&server.server).await?.create(request).await?;
+            let run = Client::connect(&server).await?.create(request).await?;
             print_run(&run, server.json)
         }
         Command::Runs { filter, server } => {
             let request = filter.list()?;
-            for run in Client::connect(&server.server).await?.list(request).await? {
+            for run in Client::connect(&server).await?.list(request).await? {
                 print_run(&run, server.json)?;
             }
             Ok(())
@@ -249,7 +240,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Tag { named, tags } => change(named, async |client, run| client.update(tags.update(run.run_id)?).await).await,
         Command::Show(named) => change(named, async |_, run| Ok(run)).await,
         Command::Watch(Named { run, server }) => {
-            let mut client = Client::connect(&server.server).await?;
+            let mut client = Client::connect(&server).await?;
             let run = client.find(run.as_deref()).await?;
             client.follow(&run.run_id, NoRoom::Waits, &mut Show::new(server.json)).await
         }
@@ -272,7 +263,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
 
 /// Finds a run, does something to it, and prints what it is then.
 async fn change(named: Named, act: impl AsyncFnOnce(&mut Client, Run) -> Result<Run, Failure>) -> Result<(), Failure> {
-    let mut client = Client::connect(&named.server.server).await?;
+    let mut client = Client::connect(&named.server).await?;
     let run = client.find(named.run.as_deref()).await?;
     let run = act(&mut client, run).await?;
     print_run(&run, named.server.json)

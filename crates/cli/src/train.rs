@@ -99,7 +99,7 @@ pub async fn with_services<T>(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut stack = Stack::start(volume, n_extractors)?;
-    let mut client = Client::new(&stack.server)?;
+    let mut client = Client::of_this_machine(&stack.server)?;
     let answered = async {
         let runs = tokio::time::timeout(START, first_answer(&mut client)).await;
         let runs = runs.map_err(|_| Failure::other(format!("the coordinator does not answer; see {}/logs", volume.display())))?;

@@ -104,7 +104,7 @@ impl OneAssignment<'_> {
             centroids: Some(file_to_wire(&self.manifest.files.centroids)),
             output: self.relative(&self.folder.0)?,
         };
-        let result = call.assign(&self.workers.clusterer, &request).await?;
+        let result = call.assign(&request).await?;
         let labels = self.verified("labels", result.labels.as_ref(), npy::read_i32)?;
         let distances = self.verified("distances", result.distances.as_ref(), |path| Ok(npy::read_f32(path)?.1))?;
         if labels.len() != self.images.len() || distances.len() != self.images.len() {

@@ -94,10 +94,10 @@ impl Runs {
 
     fn check_queue(&self, runs: &BTreeMap<RunId, Arc<Run>>) -> Result<(), Status> {
         let queued = runs.values().filter(|run| matches!(run.record().state, RunState::Queued | RunState::Running)).count();
-        if queued < self.queue_limit {
+        if queued < self.limits.queue {
             return Ok(());
         }
-        let sentence = format!("the queue is full: {queued} runs wait for their turns, {} are the most", self.queue_limit);
+        let sentence = format!("the queue is full: {queued} runs wait for their turns, {} are the most", self.limits.queue);
         Err(retry_later(Code::ResourceExhausted, sentence, ASK_AGAIN))
     }
 

@@ -220,7 +220,7 @@ impl EpochRunner<'_> {
 
     /// A call to a worker; `told` gets its progress, and faults become events.
     pub(crate) fn call<'c>(
-        &self,
+        &'c self,
         stop: &'c CancellationToken,
         told: &'c (dyn Fn(v1::Progress) + Sync),
         fault: &'c (dyn Fn(&Status) + Sync),

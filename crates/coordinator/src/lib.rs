@@ -51,8 +51,6 @@ pub struct Start {
     pub paused: bool,
     /// How long another owner of the volume may show no sign of life before it is taken for dead.
     pub takeover_after: Duration,
-    /// Most runs that wait for their turns.
-    pub queue_limit: usize,
 }
 
 impl Coordinator {
@@ -64,8 +62,7 @@ impl Coordinator {
         let lock = VolumeLock::take(&config.volume, start.takeover_after).map_err(|error| error.to_string())?;
         // Clients and the network know the volume's files by paths below its real root.
         let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token());
-        let runs =
-            Runs::open(workshop, config.images.clone(), start.paused, start.queue_limit).map_err(|error| error.to_string())?;
+        let runs = Runs::open(workshop, config.images.clone(), start.paused, config.limits).map_err(|error| error.to_string())?;
         let lost = Arc::new(OnceLock::new());
         Ok(Self { runs: Arc::new(runs), shutdown: CancellationToken::new(), lock: Arc::new(lock), lost })
     }
@@ -101,9 +98,16 @@ impl Service for Coordinator {
         vec!["deepcluster.v1.Runs"]
     }
 
+    fn read_methods(&self) -> Vec<&'static str> {
+        vec!["/deepcluster.v1.Runs/GetRun", "/deepcluster.v1.Runs/ListRuns", "/deepcluster.v1.Runs/WatchRun"]
+    }
+
     fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken) {
         self.shutdown = shutdown.clone();
-        routes.add_service(RunsServer::new(rpc::Rpc { runs: Arc::clone(&self.runs), shutdown: shutdown.clone() }));
+        let largest = self.runs.limits.message_bytes;
+        routes.add_service(
+            RunsServer::new(rpc::Rpc::new(Arc::clone(&self.runs), shutdown.clone())).max_decoding_message_size(largest),
+        );
     }
 
     async fn warm_up(&mut self) -> Result<(), String> {

@@ -4,7 +4,12 @@
 use clap::Parser;
 use deepcluster_coordinator::workers::{Patience, Workers};
 use deepcluster_coordinator::{Coordinator, Start};
-use deepcluster_service::{ConfigError, Options, ServeError, run};
+use deepcluster_service::config::token_file;
+use deepcluster_service::door::Tokens;
+use deepcluster_service::limits::Limits;
+use deepcluster_service::tls::ClientSecurity;
+use deepcluster_service::{Config, ConfigError, Options, ServeError, run};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,6 +43,64 @@ struct Cli {
     /// Most runs that wait for their turns
     #[arg(long, env = "DC_QUEUE_LIMIT", value_name = "N", default_value = "100")]
     queue_limit: String,
+    /// Most streams that follow runs
+    #[arg(long, env = "DC_WATCHERS_LIMIT", value_name = "N", default_value = "10000")]
+    watchers_limit: String,
+    /// Most requests that wait for an answer at a time
+    #[arg(long, env = "DC_REQUESTS_LIMIT", value_name = "N", default_value = "1000")]
+    requests_limit: String,
+    /// A file with the token that lets clients read
+    #[arg(long, env = "DC_READ_TOKEN_FILE", value_name = "FILE", requires = "write_token_file")]
+    read_token_file: Option<String>,
+    /// A file with the token that lets clients do everything; without it, nobody needs a token
+    #[arg(long, env = "DC_WRITE_TOKEN_FILE", value_name = "FILE")]
+    write_token_file: Option<String>,
+    /// Speak TLS with the workers, whose certificates are of this authority (PEM)
+    #[arg(long, env = "DC_WORKERS_CA", value_name = "FILE")]
+    workers_ca: Option<PathBuf>,
+    /// The certificate to show to the workers (PEM)
+    #[arg(long, env = "DC_WORKERS_CERT", value_name = "FILE", requires_all = ["workers_key", "workers_ca"])]
+    workers_cert: Option<PathBuf>,
+    /// The private key of --workers-cert (PEM)
+    #[arg(long, env = "DC_WORKERS_KEY", value_name = "FILE", requires = "workers_cert")]
+    workers_key: Option<PathBuf>,
+}
+
+impl Cli {
+    /// Everything checked: the configuration, the workers, and how to start.
+    fn check(self) -> Result<(Config, Workers, Start), ConfigError> {
+        let mut mistakes = Vec::new();
+        let patience = Patience {
+            silence: seconds("worker-silence", &self.worker_silence, &mut mistakes),
+            standstill: seconds("worker-standstill", &self.worker_standstill, &mut mistakes),
+        };
+        let takeover_after = seconds("takeover-after", &self.takeover_after, &mut mistakes);
+        let limits = Limits {
+            queue: count("queue-limit", &self.queue_limit, &mut mistakes),
+            watchers: count("watchers-limit", &self.watchers_limit, &mut mistakes),
+            requests: count("requests-limit", &self.requests_limit, &mut mistakes),
+            ..Limits::default()
+        };
+        let tokens = Tokens {
+            read: token_file("read-token-file", self.read_token_file.as_deref(), &mut mistakes),
+            write: token_file("write-token-file", self.write_token_file.as_deref(), &mut mistakes),
+        };
+        let config = self.options.check("127.0.0.1:7070").map_err(|error| mistakes.extend(error.0)).ok();
+        let security = ClientSecurity {
+            tls: self.workers_ca.is_some(),
+            ca: self.workers_ca,
+            identity: self.workers_cert.zip(self.workers_key),
+            token: config.as_ref().and_then(|config| config.worker_token.clone()),
+        };
+        let workers = Workers::new(&self.extractors, &self.clusterer, &self.trainer, patience, security);
+        let workers = workers.map_err(|error| mistakes.extend(error)).ok();
+        match (config, workers) {
+            (Some(config), Some(workers)) if mistakes.is_empty() => {
+                Ok((Config { tokens, limits, ..config }, workers, Start { paused: self.start_paused, takeover_after }))
+            }
+            _ => Err(ConfigError(mistakes)),
+        }
+    }
 }
 
 /// A number of at least one; a mistake is noted.
@@ -68,24 +131,9 @@ fn main() -> ExitCode {
         eprintln!("deepcluster-coordinator: {error}");
         ExitCode::from(code)
     };
-    let mut mistakes = Vec::new();
-    let patience = Patience {
-        silence: seconds("worker-silence", &cli.worker_silence, &mut mistakes),
-        standstill: seconds("worker-standstill", &cli.worker_standstill, &mut mistakes),
-    };
-    let start = Start {
-        paused: cli.start_paused,
-        takeover_after: seconds("takeover-after", &cli.takeover_after, &mut mistakes),
-        queue_limit: count("queue-limit", &cli.queue_limit, &mut mistakes),
-    };
-    let workers = Workers::new(&cli.extractors, &cli.clusterer, &cli.trainer, patience);
-    let (config, workers) = match (cli.options.check("127.0.0.1:7070"), workers) {
-        (Ok(config), Ok(workers)) if mistakes.is_empty() => (config, workers),
-        (config, workers) => {
-            let of_config = config.err().map(|error| error.0).unwrap_or_default();
-            let all = of_config.into_iter().chain(workers.err().unwrap_or_default()).chain(mistakes).collect();
-            return fail(2, &ConfigError(all));
-        }
+    let (config, workers, start) = match cli.check() {
+        Ok(checked) => checked,
+        Err(mistakes) => return fail(2, &mistakes),
     };
     let coordinator = match Coordinator::new(&config, workers, start) {
         Ok(coordinator) => coordinator,

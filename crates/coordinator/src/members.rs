@@ -2,7 +2,7 @@
 
 use crate::retry::{Retry, jittered};
 use crate::workers::{Call, Workers};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -127,8 +127,8 @@ impl<'a> Members<'a> {
         let mut looks_in_vain = 0;
         loop {
             let (found, trouble) = self.look_up().await;
-            for address in found.iter().filter(|address| !self.known().contains_key(address)) {
-                match self.workers.extractor_at(*address) {
+            for (address, name) in found.iter().filter(|(address, _)| !self.known().contains_key(address)) {
+                match self.workers.extractor_at(*address, name) {
                     Ok(channel) => {
                         let member = Arc::new(Member::new(*address, channel));
                         self.known().insert(*address, Arc::clone(&member));
@@ -140,7 +140,7 @@ impl<'a> Members<'a> {
             // A name server that is away for a moment takes no extractor away.
             if trouble.is_none() {
                 self.known().retain(|address, member| {
-                    let stays = found.contains(address);
+                    let stays = found.contains_key(address);
                     if !stays {
                         member.gone.cancel();
                     }
@@ -159,13 +159,13 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// The addresses of all names, and what kept a name from being looked up.
-    async fn look_up(&self) -> (BTreeSet<SocketAddr>, Option<String>) {
-        let mut found = BTreeSet::new();
+    /// The addresses of all names, each with its name, and what kept a name from being looked up.
+    async fn look_up(&self) -> (BTreeMap<SocketAddr, &'a str>, Option<String>) {
+        let mut found = BTreeMap::new();
         let mut trouble = None;
         for name in &self.workers.extractors {
             match tokio::net::lookup_host(name).await {
-                Ok(addresses) => found.extend(addresses),
+                Ok(addresses) => found.extend(addresses.map(|address| (address, name.as_str()))),
                 Err(error) => trouble = Some(error.to_string()),
             }
         }

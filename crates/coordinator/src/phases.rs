@@ -85,8 +85,7 @@ impl EpochRunner<'_> {
         let (stop, fault) = (self.run.stop_token(), |status: &Status| self.fault("clusterer", status));
         let told = |progress| self.tell("cluster", progress);
         let call = self.call(&stop, &told, &fault);
-        let clusterer = &self.workshop.workers.clusterer;
-        let result = call.cluster(clusterer, &|| self.cluster_request(k), &saved).await?;
+        let result = call.cluster(&|| self.cluster_request(k), &saved).await?;
         let so_far = self.pending().clustering_so_far;
         let (Some(whiten), Some(centroids)) = (so_far.whiten, so_far.centroids) else {
             return Err(Status::internal("the clusterer ended without whitening or centroids"));
@@ -118,7 +117,7 @@ impl EpochRunner<'_> {
         let (stop, fault) = (self.run.stop_token(), |status: &Status| self.fault("trainer", status));
         let told = |progress| self.tell("train", progress);
         let call = self.call(&stop, &told, &fault);
-        let result = call.train(&self.workshop.workers.trainer, &|| self.train_request(), &saved).await;
+        let result = call.train(&|| self.train_request(), &saved).await;
         let result = match result {
             Err(status) if status.code() == Code::OutOfRange => return self.begin_anew(&status),
             // No image could be read: as with too many of them, what was saved has missed them.

@@ -5,28 +5,42 @@ use crate::create::NewRun;
 use crate::list;
 use crate::run::{News, Run};
 use crate::runs::Runs;
-use deepcluster_proto::tags_of;
 use deepcluster_proto::v1::runs_server::Runs as RunsRpc;
 use deepcluster_proto::v1::*;
+use deepcluster_proto::{retry_later, tags_of};
 use deepcluster_service::requests::volume_status;
 use deepcluster_volume::records::RunState as State;
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Events that a watcher who does not read keeps in memory.
 const AT_A_TIME: usize = 8;
+
+/// When it is worth another try to watch where too many do.
+const WATCH_AGAIN: Duration = Duration::from_secs(10);
 
 /// Answers clients.
 pub struct Rpc {
     /// What they ask about.
     pub runs: Arc<Runs>,
     /// Ends watches when the server drains.
-    pub shutdown: CancellationToken,
+    shutdown: CancellationToken,
+    /// Room for watchers.
+    watchers: Arc<Semaphore>,
+}
+
+impl Rpc {
+    /// Of these runs, until `shutdown`.
+    pub fn new(runs: Arc<Runs>, shutdown: CancellationToken) -> Self {
+        let watchers = Arc::new(Semaphore::new(runs.limits.watchers));
+        Self { runs, shutdown, watchers }
+    }
 }
 
 #[tonic::async_trait]
@@ -63,9 +77,16 @@ impl RunsRpc for Rpc {
     async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<Self::WatchRunStream>, Status> {
         let request = request.into_inner();
         let run = self.runs.get(&request.run_id)?;
+        let Ok(place) = Arc::clone(&self.watchers).try_acquire_owned() else {
+            let sentence = format!("too many watchers: {} are the most", self.runs.limits.watchers);
+            return Err(retry_later(Code::ResourceExhausted, sentence, WATCH_AGAIN));
+        };
         let (sender, receiver) = mpsc::channel(AT_A_TIME);
-        let news = run.news();
-        tokio::spawn(watch(run, news, request.from_event, sender, self.shutdown.clone()));
+        let watched = watch(run.news(), run, request.from_event, sender, self.shutdown.clone());
+        tokio::spawn(async move {
+            watched.await;
+            drop(place);
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -120,8 +141,8 @@ fn change(run: Arc<Run>, from: &[State], to: State) -> Result<Arc<Run>, Status> 
 
 /// Replays events, then follows; a slow watcher misses progress but never an event.
 async fn watch(
-    run: Arc<Run>,
     mut news: watch::Receiver<News>,
+    run: Arc<Run>,
     mut next: u64,
     sender: mpsc::Sender<Result<WatchRunResponse, Status>>,
     shutdown: CancellationToken,

@@ -7,6 +7,7 @@ use crate::images;
 use crate::run::Run;
 use deepcluster_domain::space::{SpaceNeeded, human};
 use deepcluster_domain::{EpochId, RunId};
+use deepcluster_service::limits::Limits;
 use deepcluster_service::requests::volume_status;
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::records::RunState;
@@ -33,8 +34,8 @@ pub struct Runs {
     pub images: PathBuf,
     runs: Mutex<BTreeMap<RunId, Arc<Run>>>,
     wake: Notify,
-    /// Most runs that wait for their turns.
-    pub(crate) queue_limit: usize,
+    /// How much it takes on.
+    pub limits: Limits,
 }
 
 impl Runs {
@@ -44,7 +45,7 @@ impl Runs {
     ///
     /// # Errors
     /// When the volume cannot be read or written.
-    pub fn open(workshop: Workshop, images: PathBuf, paused: bool, queue_limit: usize) -> Result<Self, VolumeError> {
+    pub fn open(workshop: Workshop, images: PathBuf, paused: bool, limits: Limits) -> Result<Self, VolumeError> {
         let volume = &workshop.volume;
         if let Err(error) = space::set_reserve_aside(volume.root()) {
             warn!(%error, "no reserve could be set aside");
@@ -67,7 +68,7 @@ impl Runs {
             };
             runs.insert(id, Arc::new(run));
         }
-        Ok(Self { workshop, images, runs: Mutex::new(runs), wake: Notify::new(), queue_limit })
+        Ok(Self { workshop, images, runs: Mutex::new(runs), wake: Notify::new(), limits })
     }
 
     /// One run.

@@ -7,14 +7,15 @@ use deepcluster_proto::v1::{
     cluster_response, clusterer_client::ClustererClient, extract_response, extractor_client::ExtractorClient, train_response,
     trainer_client::TrainerClient,
 };
+use deepcluster_service::tls::ClientSecurity;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
 
 /// How long a worker may show no sign of life, and none of getting on, before it counts as lost.
 #[derive(Clone, Copy, Debug)]
@@ -36,12 +37,14 @@ const LARGEST_ANSWER: usize = 64 << 20;
 pub struct Workers {
     /// Names of extractors, each HOST:PORT. Every address that a name stands for is one.
     pub extractors: Vec<String>,
-    /// The clusterer.
-    pub clusterer: Endpoint,
-    /// The trainer.
-    pub trainer: Endpoint,
+    /// The clusterer, HOST:PORT.
+    pub clusterer: String,
+    /// The trainer, HOST:PORT.
+    pub trainer: String,
     /// With all of them.
     pub patience: Patience,
+    /// What they are shown, and must show.
+    pub security: ClientSecurity,
 }
 
 /// Makes the request of a try; each try has its own place for its results, so that a late one changes nothing.
@@ -55,55 +58,70 @@ impl Workers {
     ///
     /// # Errors
     /// A clause for every name that is none.
-    pub fn new(extractors: &[String], clusterer: &str, trainer: &str, patience: Patience) -> Result<Self, Vec<String>> {
+    pub fn new(
+        extractors: &[String],
+        clusterer: &str,
+        trainer: &str,
+        patience: Patience,
+        security: ClientSecurity,
+    ) -> Result<Self, Vec<String>> {
+        let names = extractors.iter().map(|name| ("extractors", name.as_str()));
         let mut mistakes = Vec::new();
-        let mut checked = |flag: &str, address: &str| {
-            endpoint(address, patience).map_err(|why| mistakes.push(format!("--{flag} '{address}': {why}"))).ok()
-        };
-        for name in extractors {
-            let _ = checked("extractors", name);
+        for (flag, name) in names.chain([("clusterer", clusterer), ("trainer", trainer)]) {
+            if let Err(why) = security.endpoint(name, host_of(name)) {
+                mistakes.push(format!("--{flag} '{name}': {why}"));
+            }
         }
-        let extractors = extractors.to_vec();
-        let (clusterer, trainer) = (checked("clusterer", clusterer), checked("trainer", trainer));
-        match (clusterer, trainer) {
-            (Some(clusterer), Some(trainer)) if mistakes.is_empty() => Ok(Self { extractors, clusterer, trainer, patience }),
-            _ => Err(mistakes),
+        if !mistakes.is_empty() {
+            return Err(mistakes);
         }
+        let (extractors, clusterer, trainer) = (extractors.to_vec(), clusterer.to_owned(), trainer.to_owned());
+        Ok(Self { extractors, clusterer, trainer, patience, security })
     }
 
     /// The extractor at one of the addresses that a name stands for.
-    pub(crate) fn extractor_at(&self, address: SocketAddr) -> Result<Channel, String> {
-        Ok(endpoint(&address.to_string(), self.patience)?.connect_lazy())
+    pub(crate) fn extractor_at(&self, address: SocketAddr, name: &str) -> Result<Channel, String> {
+        self.channel(&address.to_string(), host_of(name))
+    }
+
+    /// Connects when it is used. Certificates are read now.
+    fn channel(&self, authority: &str, host: &str) -> Result<Channel, String> {
+        let endpoint = self.security.endpoint(authority, host)?;
+        let endpoint = endpoint
+            .connect_timeout(Duration::from_secs(5))
+            // Until an answer begins; once it has, [`Call::follow`] watches for silence.
+            .timeout(self.patience.silence)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .tcp_nodelay(true);
+        Ok(endpoint.connect_lazy())
+    }
+
+    fn of_name(&self, name: &str) -> Result<Channel, Status> {
+        self.channel(name, host_of(name)).map_err(|why| Status::unavailable(format!("{name}: {why}")))
     }
 
     /// A call that can be stopped, and whom it tells what.
     pub fn call<'a>(
-        &self,
+        &'a self,
         stop: &'a CancellationToken,
         progress: &'a (dyn Fn(Progress) + Sync),
         fault: &'a (dyn Fn(&Status) + Sync),
     ) -> Call<'a> {
-        Call { stop, progress, fault, patience: self.patience }
+        Call { workers: self, stop, progress, fault, patience: self.patience }
     }
 }
 
-fn endpoint(address: &str, patience: Patience) -> Result<Endpoint, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
-    if endpoint.uri().port_u16().is_none() {
-        return Err("is not HOST:PORT".to_owned());
-    }
-    Ok(endpoint
-        .connect_timeout(Duration::from_secs(5))
-        // Until an answer begins; once it has, [`Call::follow`] watches for silence.
-        .timeout(patience.silence)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .tcp_nodelay(true))
+/// The name without its port.
+fn host_of(name: &str) -> &str {
+    name.rsplit_once(':').map_or(name, |(host, _)| host).trim_matches(['[', ']'])
 }
 
 /// What a call needs beside its request.
 #[derive(Clone, Copy)]
 pub struct Call<'a> {
+    /// Who is called.
+    pub workers: &'a Workers,
     /// Cancelled to give up at once.
     pub stop: &'a CancellationToken,
     /// Told how far the work has come.
@@ -122,7 +140,7 @@ impl Call<'_> {
     pub async fn extract_once(&self, worker: Channel, request: ExtractRequest) -> Result<ExtractResult, Status> {
         self.unless_stopped(async {
             let mut client = ExtractorClient::new(worker).max_decoding_message_size(LARGEST_ANSWER);
-            let stream = client.extract(request).await?.into_inner();
+            let stream = client.extract(self.request(request)?).await?.into_inner();
             let read = |message: ExtractResponse| match message.update? {
                 extract_response::Update::Progress(progress) => Some(Step::Progress(progress)),
                 extract_response::Update::Result(result) => Some(Step::Done(result)),
@@ -138,7 +156,6 @@ impl Call<'_> {
     /// What the worker says once trying again is no use; CANCELLED when stopped.
     pub async fn cluster(
         &self,
-        worker: &Endpoint,
         request: MakeRequest<'_, ClusterRequest>,
         saved: Saved<'_, ClusterSaved>,
     ) -> Result<ClusterResult, Status> {
@@ -148,7 +165,10 @@ impl Call<'_> {
             cluster_response::Update::Result(result) => Some(Step::Done(result)),
         };
         self.retried(saved, async |saved| {
-            let stream = ClustererClient::new(worker.connect_lazy()).cluster(request()?).await?.into_inner();
+            let stream = ClustererClient::new(self.workers.of_name(&self.workers.clusterer)?)
+                .cluster(self.request(request()?)?)
+                .await?
+                .into_inner();
             self.follow(stream, read, saved).await
         })
         .await
@@ -158,13 +178,16 @@ impl Call<'_> {
     ///
     /// # Errors
     /// As [`Call::cluster`].
-    pub async fn assign(&self, worker: &Endpoint, request: &AssignRequest) -> Result<AssignResult, Status> {
+    pub async fn assign(&self, request: &AssignRequest) -> Result<AssignResult, Status> {
         let read = |message: AssignResponse| match message.update? {
             assign_response::Update::Progress(progress) => Some(Step::Progress(progress)),
             assign_response::Update::Result(result) => Some(Step::Done(result)),
         };
         self.retried(&|never: Infallible| match never {}, async |saved| {
-            let stream = ClustererClient::new(worker.connect_lazy()).assign(request.clone()).await?.into_inner();
+            let stream = ClustererClient::new(self.workers.of_name(&self.workers.clusterer)?)
+                .assign(self.request(request.clone())?)
+                .await?
+                .into_inner();
             self.follow(stream, read, saved).await
         })
         .await
@@ -176,7 +199,6 @@ impl Call<'_> {
     /// As [`Call::cluster`].
     pub async fn train(
         &self,
-        worker: &Endpoint,
         request: MakeRequest<'_, TrainRequest>,
         saved: Saved<'_, TrainSaved>,
     ) -> Result<TrainResult, Status> {
@@ -186,10 +208,21 @@ impl Call<'_> {
             train_response::Update::Result(result) => Some(Step::Done(result)),
         };
         self.retried(saved, async |saved| {
-            let mut client = TrainerClient::new(worker.connect_lazy()).max_decoding_message_size(LARGEST_ANSWER);
-            self.follow(client.train(request()?).await?.into_inner(), read, saved).await
+            let mut client =
+                TrainerClient::new(self.workers.of_name(&self.workers.trainer)?).max_decoding_message_size(LARGEST_ANSWER);
+            self.follow(client.train(self.request(request()?)?).await?.into_inner(), read, saved).await
         })
         .await
+    }
+
+    /// A message with what its receiver must be shown.
+    fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.workers.security.token {
+            let authorization = token.authorization().map_err(Status::internal)?;
+            request.metadata_mut().insert("authorization", authorization);
+        }
+        Ok(request)
     }
 
     /// Reads a stream to its result; silence and standstill count as a lost worker.

@@ -7,6 +7,7 @@ use deepcluster_domain::ShardId;
 use deepcluster_proto::v1::extractor_server::{Extractor, ExtractorServer};
 use deepcluster_proto::v1::{ExtractRequest, ExtractResponse, ExtractResult, Progress, extract_response};
 use deepcluster_service::jobs::Updates;
+use deepcluster_service::tls::ClientSecurity;
 use deepcluster_service::{Jobs, Update};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -86,7 +87,7 @@ struct Outcome {
 async fn extract(n: u32, addresses: &[SocketAddr]) -> Outcome {
     let names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let patience = Patience { silence: Duration::from_secs(20), standstill: Duration::from_secs(600) };
-    let workers = Workers::new(&names, "127.0.0.1:1", "127.0.0.1:1", patience).unwrap();
+    let workers = Workers::new(&names, "127.0.0.1:1", "127.0.0.1:1", patience, ClientSecurity::default()).unwrap();
     let (results, faults) = (Mutex::new(BTreeMap::<ShardId, u32>::new()), Mutex::new(Vec::new()));
     let stop = CancellationToken::new();
     let fault = |status: &Status| faults.lock().unwrap().push(status.message().to_owned());

@@ -1,5 +1,9 @@
 //! Configuration: raw flags and `DC_*` variables become a checked [`Config`], all mistakes reported at once.
 
+use crate::door::Tokens;
+use crate::limits::Limits;
+use crate::tls::{ServerFiles, ServerTls};
+use crate::tokens::TokenFile;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -25,13 +29,25 @@ pub struct Options {
     /// How to log: text or json
     #[arg(long, env = "DC_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
+    /// Speak TLS with this certificate (PEM, with those between it and the authority), read anew when it changes
+    #[arg(long, env = "DC_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<String>,
+    /// The private key of --tls-cert (PEM)
+    #[arg(long, env = "DC_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<String>,
+    /// Callers must show a certificate of this authority (PEM)
+    #[arg(long, env = "DC_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<String>,
+    /// A file with the token that the coordinator shows to the workers, and that workers demand
+    #[arg(long, env = "DC_WORKER_TOKEN_FILE", value_name = "FILE")]
+    pub worker_token_file: Option<String>,
     /// Stop when the process of this number, which started this one, ends
     #[arg(long, hide = true, value_name = "PID")]
     pub die_with_parent: Option<i32>,
 }
 
 /// Checked configuration of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen.
     pub listen: Listen,
@@ -45,6 +61,14 @@ pub struct Config {
     pub log: String,
     /// Log format.
     pub log_json: bool,
+    /// Certificates, if it speaks TLS.
+    pub tls: Option<ServerFiles>,
+    /// What callers must show. A worker's are those of its coordinator, unless somebody sets others.
+    pub tokens: Tokens,
+    /// The token between coordinator and workers.
+    pub worker_token: Option<TokenFile>,
+    /// How much it takes on at once.
+    pub limits: Limits,
     /// The parent process, if this one shall end with it.
     pub die_with_parent: Option<i32>,
 }
@@ -92,6 +116,11 @@ impl Options {
         if let Err(error) = self.log.parse::<tracing_subscriber::EnvFilter>() {
             mistakes.push(format!("--log '{}': {error}", self.log));
         }
+        let tls = self.server_files();
+        if let Some(Err(mistake)) = tls.clone().map(ServerTls::new) {
+            mistakes.push(format!("--tls-cert: {mistake}"));
+        }
+        let worker_token = token_file("worker-token-file", self.worker_token_file.as_deref(), &mut mistakes);
         if !mistakes.is_empty() {
             return Err(ConfigError(mistakes));
         }
@@ -103,8 +132,28 @@ impl Options {
             threads: if threads == 0 { cores() } else { threads },
             log: self.log.clone(),
             log_json: self.log_format == "json",
+            tls,
+            tokens: Tokens { read: None, write: worker_token.clone() },
+            worker_token,
+            limits: Limits::default(),
             die_with_parent: self.die_with_parent,
         })
+    }
+
+    fn server_files(&self) -> Option<ServerFiles> {
+        let (cert, key) = (self.tls_cert.as_ref()?.into(), self.tls_key.as_ref()?.into());
+        Some(ServerFiles { cert, key, client_ca: self.tls_client_ca.as_ref().map(PathBuf::from) })
+    }
+}
+
+/// A token's file that a flag names; a mistake is noted.
+pub fn token_file(flag: &str, path: Option<&str>, mistakes: &mut Vec<String>) -> Option<TokenFile> {
+    match TokenFile::new(path?) {
+        Ok(token) => Some(token),
+        Err(error) => {
+            mistakes.push(format!("--{flag}: {error}"));
+            None
+        }
     }
 }
 
@@ -151,6 +200,10 @@ mod tests {
             threads: "2".to_owned(),
             log: "info".to_owned(),
             log_format: "text".to_owned(),
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            worker_token_file: None,
             die_with_parent: None,
         }
     }
@@ -166,10 +219,13 @@ mod tests {
             images: "/no/such/folder".to_owned(),
             threads: "many".to_owned(),
             log_format: "xml".to_owned(),
+            tls_cert: Some("/no/cert.pem".to_owned()),
+            tls_key: Some("/no/key.pem".to_owned()),
+            worker_token_file: Some("/no/token".to_owned()),
             ..options()
         };
         let sentence = broken.check("127.0.0.1:1").unwrap_err().to_string();
-        for part in ["--listen 'nowhere'", "--volume", "/no/such/folder", "many", "xml"] {
+        for part in ["--listen 'nowhere'", "--volume", "/no/such/folder", "many", "xml", "/no/cert.pem", "/no/token"] {
             assert!(sentence.contains(part), "{sentence}");
         }
     }

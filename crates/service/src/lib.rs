@@ -2,14 +2,19 @@
 //!
 //! ```text
 //! main ─► Options (flags, DC_*) ─► Config (all mistakes at once) ─► listener ─► serve ─► drain on SIGTERM
+//!                                                               TLS ─► door (tokens, limits) ─► the service
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod door;
 pub mod jobs;
+pub mod limits;
 pub mod requests;
 pub mod serve;
 pub mod telemetry;
+pub mod tls;
+pub mod tokens;
 
 pub use config::{Config, ConfigError, Options};
 pub use jobs::{JobContext, Jobs, Update};

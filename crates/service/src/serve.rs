@@ -1,9 +1,12 @@
 //! From configuration to a drained server.
 
+use crate::door::Door;
+use crate::tls::ServerTls;
 use crate::{Config, telemetry};
 use std::net::TcpListener;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tonic::transport::Server;
@@ -28,6 +31,11 @@ pub enum ServeError {
 pub trait Service: Send + 'static {
     /// Full names of its gRPC services, for health.
     fn names(&self) -> Vec<&'static str>;
+
+    /// Paths of its methods that change nothing, for which a read token will do.
+    fn read_methods(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
 
     /// Adds its gRPC services. `shutdown` is cancelled when the server is to drain.
     fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken);
@@ -58,7 +66,7 @@ pub fn run<S: Service>(config: &Config, service: S) -> Result<(), ServeError> {
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         tokio::spawn(cancel_on_signal(shutdown.clone()));
-        serve(listener, service, shutdown).await
+        serve(listener, service, config, shutdown).await
     })
 }
 
@@ -66,7 +74,12 @@ pub fn run<S: Service>(config: &Config, service: S) -> Result<(), ServeError> {
 ///
 /// # Errors
 /// When warming up or the server fails.
-pub async fn serve<S: Service>(listener: TcpListener, mut service: S, shutdown: CancellationToken) -> Result<(), ServeError> {
+pub async fn serve<S: Service>(
+    listener: TcpListener,
+    mut service: S,
+    config: &Config,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
     let failed = |error: &dyn std::fmt::Display| ServeError::Failed(error.to_string());
     let address = listener.local_addr().map_err(|error| failed(&error))?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| failed(&error))?;
@@ -84,16 +97,25 @@ pub async fn serve<S: Service>(listener: TcpListener, mut service: S, shutdown: 
     // Python's reflection client and older grpcurls speak this one alone.
     routes.add_service(reflection().build_v1alpha().map_err(|error| failed(&error))?);
     service.add_to(&mut routes, &shutdown);
-    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let drain = shutdown.clone();
-    let mut server = tokio::spawn(
-        Server::builder()
-            .tcp_nodelay(true)
-            .http2_keepalive_interval(Some(Duration::from_secs(20)))
-            .add_routes(routes.routes())
-            .serve_with_incoming_shutdown(incoming, async move { drain.cancelled().await }),
-    );
-    info!(%address, "listening");
+    let drained = async move { drain.cancelled().await };
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(config.limits.streams)
+        .layer(Door::new(config.tokens.clone(), service.read_methods(), config.limits))
+        .add_routes(routes.routes());
+    let mut server = match config.tls.clone() {
+        None => tokio::spawn(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), drained)),
+        Some(files) => {
+            let tls = ServerTls::new(files).map_err(ServeError::Setup)?;
+            tokio::spawn(server.serve_with_incoming_shutdown(tls.accept(listener), drained))
+        }
+    };
+    info!(%address, tls = config.tls.is_some(), "listening");
+    if !address.ip().is_loopback() && config.tls.is_none() && config.tokens.write.is_none() {
+        warn!(%address, "OPEN TO EVERYBODY who can reach this address: neither certificates (--tls-cert) nor tokens are set");
+    }
     service.warm_up().await.map_err(ServeError::Setup)?;
     set_health(&health, &names, true).await;
     info!("ready");

@@ -1,0 +1,151 @@
+//! What every call passes on its way in: who may come, and how many at once.
+
+use crate::limits::Limits;
+use crate::tokens::TokenFile;
+use deepcluster_proto::retry_later;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tonic::body::Body;
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::{error, warn};
+
+/// Health is for whoever runs the service, who has no token.
+const OPEN: &str = "/grpc.health.v1.Health/";
+
+/// Reflection tells what everybody may read anyhow, to those who may read.
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// When a server that is busy is worth another try.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Tokens of a server's callers. Whoever has the write token may do everything.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    /// Lets callers read.
+    pub read: Option<TokenFile>,
+    /// Lets callers do everything. None: nobody needs a token.
+    pub write: Option<TokenFile>,
+}
+
+/// The layer in front of a server's services.
+#[derive(Clone)]
+pub struct Door {
+    rules: Arc<Rules>,
+}
+
+struct Rules {
+    tokens: Tokens,
+    /// Paths of methods that change nothing.
+    read_methods: Vec<&'static str>,
+    in_flight: Arc<Semaphore>,
+}
+
+impl Door {
+    /// A door with these tokens and limits; `read_methods` are the paths of methods that change nothing.
+    pub fn new(tokens: Tokens, read_methods: Vec<&'static str>, limits: Limits) -> Self {
+        let in_flight = Arc::new(Semaphore::new(limits.requests));
+        Self { rules: Arc::new(Rules { tokens, read_methods, in_flight }) }
+    }
+}
+
+impl<S> Layer<S> for Door {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { inner, rules: Arc::clone(&self.rules) }
+    }
+}
+
+/// A service behind the door.
+#[derive(Clone)]
+pub struct Guarded<S> {
+    inner: S,
+    rules: Arc<Rules>,
+}
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if let Err(status) = self.rules.may_pass(&request) {
+            let (peer, path) = (peer_of(&request), request.uri().path());
+            warn!(%peer, path, code = ?status.code(), why = status.message(), "refused");
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
+        let Ok(turn) = Arc::clone(&self.rules.in_flight).try_acquire_owned() else {
+            let busy = retry_later(Code::ResourceExhausted, "too many requests are waiting for an answer", ASK_AGAIN);
+            return Box::pin(std::future::ready(Ok(busy.into_http())));
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let _turn = turn;
+            let mut answer = answer.await?;
+            too_large_is_a_limit(answer.headers_mut());
+            Ok(answer)
+        })
+    }
+}
+
+impl Rules {
+    fn may_pass(&self, request: &Request<Body>) -> Result<(), Status> {
+        let path = request.uri().path();
+        let Some(write) = self.tokens.write.as_ref().filter(|_| !path.starts_with(OPEN)) else { return Ok(()) };
+        let offered = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+        let Some(offered) = offered.and_then(|value| value.strip_prefix("Bearer ")) else {
+            return Err(Status::unauthenticated("authorization: a bearer token is needed"));
+        };
+        let is = |file: &TokenFile| {
+            file.is(offered).unwrap_or_else(|why| {
+                error!(why, "no token can be compared");
+                false
+            })
+        };
+        if is(write) {
+            return Ok(());
+        }
+        if !self.tokens.read.as_ref().is_some_and(is) {
+            return Err(Status::unauthenticated("authorization: the token is not the right one"));
+        }
+        match self.read_methods.contains(&path) || path.starts_with(REFLECTION) {
+            true => Ok(()),
+            false => Err(Status::permission_denied("authorization: the token lets its bearer read, and nothing else")),
+        }
+    }
+}
+
+fn peer_of(request: &Request<Body>) -> String {
+    let plain = |info: &TcpConnectInfo| info.remote_addr();
+    let info = request.extensions();
+    let address: Option<SocketAddr> = info
+        .get::<TcpConnectInfo>()
+        .and_then(plain)
+        .or_else(|| info.get::<TlsConnectInfo<TcpConnectInfo>>().and_then(|info| plain(info.get_ref())));
+    address.map_or_else(|| "unknown".to_owned(), |address| address.to_string())
+}
+
+/// tonic says OUT_OF_RANGE of a message that is too large.
+fn too_large_is_a_limit(headers: &mut HeaderMap) {
+    let is_too_large = |text: &HeaderValue| String::from_utf8_lossy(text.as_bytes()).contains("message%20length%20too%20large");
+    let out_of_range = headers.get("grpc-status").is_some_and(|code| code == "11");
+    if out_of_range && headers.get("grpc-message").is_some_and(is_too_large) {
+        headers.insert("grpc-status", HeaderValue::from_static("8"));
+    }
+}
