@@ -10,6 +10,7 @@ use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::publish::Digest;
 use deepcluster_volume::{Volume, VolumeError, npy};
+use metrics::gauge;
 use std::path::{Path, PathBuf};
 use tonic::Status;
 use tracing::info;
@@ -74,6 +75,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
         distances[row] = *distance;
     }
     let [labels, distances] = output.labels_and_distances(&labels, &distances)?;
+    gauge!("deepcluster_kmeans_objective").set(objective);
     info!(epoch = request.epoch, images = features.n_kept(), dims, objective, "clustering finished");
     Ok(ClusterResult {
         labels: Some(labels),

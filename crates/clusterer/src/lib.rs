@@ -19,6 +19,7 @@ use deepcluster_volume::Volume;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Response, Status};
+use tracing::info_span;
 
 /// The service.
 pub struct Clusterer {
@@ -71,7 +72,9 @@ impl ClustererRpc for Rpc {
             };
             ClusterResponse { update: Some(update) }
         };
-        Ok(Response::new(self.jobs.start(move |context| cluster::cluster(&volume, &request, context), wrap)))
+        let span = info_span!("cluster", run = ?request.run_id, epoch = request.epoch);
+        let work = move |context: &_| cluster::cluster(&volume, &request, context);
+        Ok(Response::new(span.in_scope(|| self.jobs.start(work, wrap))))
     }
 
     async fn assign(&self, request: Request<AssignRequest>) -> Result<Response<Self::AssignStream>, Status> {
@@ -85,6 +88,7 @@ impl ClustererRpc for Rpc {
             };
             AssignResponse { update: Some(update) }
         };
-        Ok(Response::new(self.jobs.start(move |context| cluster::assign(&volume, &request, context), wrap)))
+        let work = move |context: &_| cluster::assign(&volume, &request, context);
+        Ok(Response::new(info_span!("assign").in_scope(|| self.jobs.start(work, wrap))))
     }
 }

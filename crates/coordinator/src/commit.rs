@@ -8,6 +8,7 @@ use deepcluster_images::folder_classes;
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::records::{EpochFiles, EpochManifest, EpochScores, RunState, VERSION, publish_record, read_record};
 use deepcluster_volume::{FileRecord, Volume, VolumeError, image_list, npy, publish};
+use metrics::{counter, gauge};
 use serde_json::json;
 use tonic::Status;
 use tracing::info;
@@ -70,6 +71,7 @@ pub(crate) fn after_commit(volume: &Volume, run: &Run, epoch: EpochId, scores: &
     let body = serde_json::to_value(scores).map_err(|error| VolumeError::corrupt(&folder.epoch_json(), error))?;
     run.event_of_epoch(epoch, "epoch", Severity::Info, body)?;
     warn_of(run, epoch, scores)?;
+    tell(run, scores);
     info!(run_id = %run.id, epoch = epoch.0, loss = scores.loss, "epoch committed");
     publish::remove(&folder.features())?;
     folder.trainings()?.iter().try_for_each(|saved| publish::remove(saved))?;
@@ -89,6 +91,17 @@ pub(crate) fn after_commit(volume: &Volume, run: &Run, epoch: EpochId, scores: &
         run.enter(&[RunState::Running], RunState::Finished, "")?;
     }
     Ok(())
+}
+
+/// Tells Prometheus what an epoch scored.
+fn tell(run: &Run, scores: &EpochScores) {
+    let run = run.id.to_string();
+    counter!("deepcluster_epochs_total").increment(1);
+    gauge!("deepcluster_run_loss", "run" => run.clone()).set(scores.loss);
+    gauge!("deepcluster_run_kmeans_objective", "run" => run.clone()).set(scores.kmeans_objective);
+    if let Some(nmi) = scores.nmi_last {
+        gauge!("deepcluster_run_nmi_last", "run" => run).set(nmi);
+    }
 }
 
 /// Says what should worry about an epoch.

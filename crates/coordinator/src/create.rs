@@ -8,6 +8,7 @@ use deepcluster_domain::{RunId, RunSpec, Tags, tags};
 use deepcluster_proto::v1::CreateRunRequest;
 use deepcluster_proto::{FieldError, retry_later, tags_of};
 use deepcluster_service::requests::volume_status;
+use deepcluster_service::telemetry;
 use deepcluster_volume::records::{ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION};
 use deepcluster_volume::{VolumeError, events::seconds_since_1970, image_list, publish, space};
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub struct NewRun {
     pub tags: Tags,
     /// The id of the request; empty for none.
     pub request_id: String,
+    /// The trace that its epochs belong to; empty for none.
+    pub traceparent: String,
 }
 
 impl TryFrom<CreateRunRequest> for NewRun {
@@ -37,6 +40,7 @@ impl TryFrom<CreateRunRequest> for NewRun {
             spec: RunSpec::try_from(request.spec.unwrap_or_default())?,
             tags: tags_of(request.priority, request.labels, request.note)?,
             request_id: request.request_id,
+            traceparent: telemetry::traceparent(),
         })
     }
 }
@@ -84,6 +88,7 @@ impl Runs {
             priority: new.tags.priority,
             labels: new.tags.labels,
             note: new.tags.note,
+            traceparent: new.traceparent,
         };
         let run = Arc::new(Run::create(volume, id.clone(), new.spec, record).map_err(failed)?);
         runs.insert(id, Arc::clone(&run));

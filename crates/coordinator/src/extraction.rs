@@ -105,6 +105,7 @@ impl<'a> Extraction<'a> {
                 () = member.gone.cancelled() => return Ok(None),
             }
             let next = self.lock().take(member.address);
+            self.lock().tell();
             let Some(work) = next else {
                 tokio::select! {
                     () = self.changed.notified() => {}
@@ -117,7 +118,8 @@ impl<'a> Extraction<'a> {
             match self.one_try(member, &work, &request).await {
                 Some(Ok(result)) => {
                     member.succeeded();
-                    if self.lock().won(&work) {
+                    let first = self.lock().won(&work);
+                    if first {
                         (self.shards.done)(work.shard, result)?;
                     } else {
                         (self.shards.failed)(&request)?;

@@ -2,6 +2,7 @@
 
 use crate::retry::{Retry, jittered};
 use crate::workers::{Call, Workers};
+use metrics::gauge;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -148,6 +149,7 @@ impl<'a> Members<'a> {
                 });
             }
             let n_ready = self.known().values().filter(|member| member.ready.load(Ordering::Relaxed)).count();
+            gauge!("deepcluster_extractors_ready").set(n_ready as f64);
             looks_in_vain = if n_ready == 0 { looks_in_vain + 1 } else { 0 };
             // The first look is too early to tell, and one word is enough.
             if looks_in_vain == 2 {

@@ -1,6 +1,7 @@
 //! Which shard an extractor does next: waiting ones first, then what is queued elsewhere, then what is late.
 
 use deepcluster_domain::ShardId;
+use metrics::{gauge, histogram};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -104,6 +105,7 @@ impl Queue {
         let Some(one) = self.remove(work) else { return false };
         if let Some(begun) = one.begun {
             let seconds = begun.elapsed().as_secs_f64();
+            histogram!("deepcluster_shard_seconds").record(seconds);
             self.seconds.insert(self.seconds.partition_point(|other| *other < seconds), seconds);
         }
         self.tries.retain(|other| {
@@ -130,10 +132,25 @@ impl Queue {
         Some(self.tries.swap_remove(at))
     }
 
+    /// Tells Prometheus how much there is to do.
+    pub(crate) fn tell(&self) {
+        let n_begun = self.tries.iter().filter(|one| one.begun.is_some()).count();
+        gauge!("deepcluster_shards_waiting").set(self.n_waiting() as f64);
+        gauge!("deepcluster_shards_under_way").set(n_begun as f64);
+    }
+
     /// Shards that nobody has in hand.
-    #[cfg(test)]
-    pub(crate) fn n_waiting(&self) -> usize {
+    fn n_waiting(&self) -> usize {
         self.waiting.len() + self.tries.iter().filter(|one| one.begun.is_none()).count()
+    }
+}
+
+impl Drop for Queue {
+    /// Nothing is left to do, or nobody does it any more.
+    fn drop(&mut self) {
+        self.waiting.clear();
+        self.tries.clear();
+        self.tell();
     }
 }
 

@@ -93,6 +93,7 @@ impl RunsRpc for Rpc {
     async fn pause_run(&self, request: Request<PauseRunRequest>) -> Result<Response<PauseRunResponse>, Status> {
         let run = self.runs.get(&request.into_inner().run_id)?;
         let run = blocking(move || change(run, &[State::Queued, State::Running], State::Paused)).await?;
+        self.runs.tell_states();
         Ok(Response::new(PauseRunResponse { run: Some(run.to_wire()) }))
     }
 
@@ -112,6 +113,7 @@ impl RunsRpc for Rpc {
         let from = &[State::Queued, State::Running, State::Paused, State::Failed];
         let run = self.runs.get(&request.into_inner().run_id)?;
         let run = blocking(move || change(run, from, State::Cancelled)).await?;
+        self.runs.tell_states();
         Ok(Response::new(CancelRunResponse { run: Some(run.to_wire()) }))
     }
 

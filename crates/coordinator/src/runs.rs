@@ -9,10 +9,12 @@ use deepcluster_domain::space::{SpaceNeeded, human};
 use deepcluster_domain::{EpochId, RunId};
 use deepcluster_service::limits::Limits;
 use deepcluster_service::requests::volume_status;
+use deepcluster_service::telemetry;
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::records::RunState;
 use deepcluster_volume::verify::verified_epoch;
 use deepcluster_volume::{VolumeError, space};
+use metrics::gauge;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tracing::{error, warn};
+use tracing::{Instrument, error, info_span, warn};
 
 /// Pause before an epoch is tried again whose failure could not even be written down.
 const UNRECORDED_PAUSE: Duration = Duration::from_secs(5);
@@ -117,6 +119,7 @@ impl Runs {
     pub async fn run_epochs(&self, shutdown: &CancellationToken) {
         let mut last: Option<RunId> = None;
         while !shutdown.is_cancelled() {
+            self.tell_states();
             let Some(run) = self.next_run(last.as_ref()) else {
                 tokio::select! {
                     () = self.wake.notified() => continue,
@@ -124,8 +127,11 @@ impl Runs {
                 }
             };
             last = Some(run.id.clone());
+            let record = run.record();
+            let span = info_span!("epoch", run = %run.id, epoch = record.epochs_done);
+            telemetry::continue_traceparent(&span, &record.traceparent);
             let outcome = tokio::select! {
-                outcome = self.one_epoch(&run) => outcome,
+                outcome = self.one_epoch(&run).instrument(span) => outcome,
                 // The run stays as it is on the volume; whoever starts next goes on with it.
                 () = shutdown.cancelled() => return,
             };
@@ -166,6 +172,17 @@ impl Runs {
             "{message}; epoch {} needs up to {needed} more, and {free} are free: make room for {missing}, then unpause the run",
             epoch.0
         )
+    }
+
+    /// Tells Prometheus how many runs there are of every state.
+    pub(crate) fn tell_states(&self) {
+        let all = self.all();
+        let states =
+            [RunState::Queued, RunState::Running, RunState::Paused, RunState::Finished, RunState::Cancelled, RunState::Failed];
+        for state in states {
+            let n = all.iter().filter(|run| run.record().state == state).count();
+            gauge!("deepcluster_runs", "state" => state.to_string()).set(n as f64);
+        }
     }
 
     /// The runnable run whose turn comes after `last`: of those with the highest priority, the next one.

@@ -7,6 +7,7 @@ use deepcluster_proto::v1::{
     cluster_response, clusterer_client::ClustererClient, extract_response, extractor_client::ExtractorClient, train_response,
     trainer_client::TrainerClient,
 };
+use deepcluster_service::telemetry;
 use deepcluster_service::tls::ClientSecurity;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -221,6 +222,9 @@ impl Call<'_> {
         if let Some(token) = &self.workers.security.token {
             let authorization = token.authorization().map_err(Status::internal)?;
             request.metadata_mut().insert("authorization", authorization);
+        }
+        if let Ok(traceparent) = telemetry::traceparent().parse() {
+            request.metadata_mut().insert("traceparent", traceparent);
         }
         Ok(request)
     }

@@ -8,9 +8,11 @@ use deepcluster_network::{Network, NetworkError, Runtime};
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, File, Progress, SkippedImage};
 use deepcluster_service::JobContext;
+use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::npy::{self, ArrayWriter};
+use metrics::counter;
 use tonic::Status;
 use tracing::info;
 
@@ -49,7 +51,7 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let mut writer = ArrayWriter::create(&output, dtype.into(), &shape).map_err(|error| volume_status(&error))?;
     let mut skipped = Vec::new();
     let mut digests = Vec::with_capacity(shard.len());
-    for batch in batches {
+    for batch in Waited(batches) {
         digests.extend(&batch.digests);
         let mut features = network.features(&batch.pixels).map_err(network_status)?;
         for (at, why) in batch.unreadable {
@@ -64,6 +66,7 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
             }
         }
         writer.push(&features).map_err(|error| volume_status(&error))?;
+        counter!("deepcluster_images_total").increment(batch.len as u64);
         progress(context, "images", batch.first + batch.len, shard.len())?;
     }
     if !skipped.is_empty() {

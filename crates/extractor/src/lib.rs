@@ -18,6 +18,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Response, Status};
+use tracing::info_span;
 
 /// What an extractor needs to know of its machine.
 #[derive(Clone)]
@@ -75,6 +76,8 @@ impl ExtractorRpc for Rpc {
             };
             ExtractResponse { update: Some(update) }
         };
-        Ok(Response::new(self.jobs.start(move |context| extract::extract(&place, &request, context), wrap)))
+        let span = info_span!("extract", run = ?request.run_id, epoch = request.epoch, shard = request.shard);
+        let work = move |context: &_| extract::extract(&place, &request, context);
+        Ok(Response::new(span.in_scope(|| self.jobs.start(work, wrap))))
     }
 }

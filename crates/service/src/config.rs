@@ -29,6 +29,9 @@ pub struct Options {
     /// How to log: text or json
     #[arg(long, env = "DC_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
+    /// Where Prometheus finds the numbers of this service, as HOST:PORT; nowhere unless given
+    #[arg(long, env = "DC_METRICS", value_name = "ADDRESS", default_value = "")]
+    pub metrics: String,
     /// Speak TLS with this certificate (PEM, with those between it and the authority), read anew when it changes
     #[arg(long, env = "DC_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<String>,
@@ -61,6 +64,8 @@ pub struct Config {
     pub log: String,
     /// Log format.
     pub log_json: bool,
+    /// Where its numbers are served.
+    pub metrics: Option<SocketAddr>,
     /// Certificates, if it speaks TLS.
     pub tls: Option<ServerFiles>,
     /// What callers must show. A worker's are those of its coordinator, unless somebody sets others.
@@ -116,6 +121,13 @@ impl Options {
         if let Err(error) = self.log.parse::<tracing_subscriber::EnvFilter>() {
             mistakes.push(format!("--log '{}': {error}", self.log));
         }
+        let metrics = Some(self.metrics.as_str()).filter(|text| !text.is_empty()).and_then(|text| match address_of(text) {
+            Ok(address) => Some(address),
+            Err(why) => {
+                mistakes.push(format!("--metrics '{text}' {why}"));
+                None
+            }
+        });
         let tls = self.server_files();
         if let Some(Err(mistake)) = tls.clone().map(ServerTls::new) {
             mistakes.push(format!("--tls-cert: {mistake}"));
@@ -132,6 +144,7 @@ impl Options {
             threads: if threads == 0 { cores() } else { threads },
             log: self.log.clone(),
             log_json: self.log_format == "json",
+            metrics,
             tls,
             tokens: Tokens { read: None, write: worker_token.clone() },
             worker_token,
@@ -184,8 +197,12 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
     if text == "stdin" {
         return Ok(Listen::Stdin);
     }
-    let addresses = text.to_socket_addrs().map_err(|error| format!("--listen '{text}': {error}"))?;
-    addresses.into_iter().next().map(Listen::Address).ok_or_else(|| format!("--listen '{text}' has no address"))
+    address_of(text).map(Listen::Address).map_err(|why| format!("--listen '{text}' {why}"))
+}
+
+fn address_of(text: &str) -> Result<SocketAddr, String> {
+    let mut addresses = text.to_socket_addrs().map_err(|error| format!("is not HOST:PORT: {error}"))?;
+    addresses.next().ok_or_else(|| "has no address".to_owned())
 }
 
 #[cfg(test)]
@@ -200,6 +217,7 @@ mod tests {
             threads: "2".to_owned(),
             log: "info".to_owned(),
             log_format: "text".to_owned(),
+            metrics: String::new(),
             tls_cert: None,
             tls_key: None,
             tls_client_ca: None,
@@ -219,13 +237,16 @@ mod tests {
             images: "/no/such/folder".to_owned(),
             threads: "many".to_owned(),
             log_format: "xml".to_owned(),
+            metrics: "9090".to_owned(),
             tls_cert: Some("/no/cert.pem".to_owned()),
             tls_key: Some("/no/key.pem".to_owned()),
             worker_token_file: Some("/no/token".to_owned()),
             ..options()
         };
         let sentence = broken.check("127.0.0.1:1").unwrap_err().to_string();
-        for part in ["--listen 'nowhere'", "--volume", "/no/such/folder", "many", "xml", "/no/cert.pem", "/no/token"] {
+        for part in
+            ["--listen 'nowhere'", "--volume", "/no/such/folder", "many", "xml", "--metrics '9090'", "/no/cert.pem", "/no/token"]
+        {
             assert!(sentence.contains(part), "{sentence}");
         }
     }

@@ -1,9 +1,11 @@
 //! What every call passes on its way in: who may come, and how many at once.
 
 use crate::limits::Limits;
+use crate::telemetry;
 use crate::tokens::TokenFile;
 use deepcluster_proto::retry_later;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use metrics::counter;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use tonic::body::Body;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::{error, warn};
+use tracing::{Instrument, error, info_span, warn};
 
 /// Health is for whoever runs the service, who has no token.
 const OPEN: &str = "/grpc.health.v1.Health/";
@@ -94,13 +96,19 @@ where
             let busy = retry_later(Code::ResourceExhausted, "too many requests are waiting for an answer", ASK_AGAIN);
             return Box::pin(std::future::ready(Ok(busy.into_http())));
         };
-        let answer = self.inner.call(request);
-        Box::pin(async move {
+        let path = request.uri().path().to_owned();
+        let span = info_span!("rpc", method = %path, peer = %peer_of(&request));
+        telemetry::continue_trace(&span, request.headers());
+        // What the service spawns while it is called belongs to the span, too.
+        let answer = span.in_scope(|| self.inner.call(request));
+        let work = async move {
             let _turn = turn;
             let mut answer = answer.await?;
             too_large_is_a_limit(answer.headers_mut());
+            count(path, answer.headers());
             Ok(answer)
-        })
+        };
+        Box::pin(work.instrument(span))
     }
 }
 
@@ -129,6 +137,14 @@ impl Rules {
             false => Err(Status::permission_denied("authorization: the token lets its bearer read, and nothing else")),
         }
     }
+}
+
+/// Answers by the code that they begin with; a stream that has begun counts as good.
+fn count(path: String, headers: &HeaderMap) {
+    let code = headers.get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+    // Anybody may make up names of methods, and every name would be remembered.
+    let method = if code == Code::Unimplemented { "unknown".to_owned() } else { path };
+    counter!("deepcluster_rpcs_total", "method" => method, "code" => format!("{code:?}")).increment(1);
 }
 
 fn peer_of(request: &Request<Body>) -> String {

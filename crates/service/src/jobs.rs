@@ -8,16 +8,17 @@
 //! Dropping the stream cancels the token that the work looks at between its steps.
 
 use deepcluster_proto::v1::Progress;
+use metrics::{gauge, histogram};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
-use tracing::{Span, info, warn};
+use tracing::{Instrument, Span, info, warn};
 
 /// Longest silence on a stream.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -95,7 +96,7 @@ impl Jobs {
         let (messages, stream) = mpsc::channel(4);
         let gate = Arc::clone(&self.gate);
         let driver = Driver { messages, cancelled, shutdown: self.shutdown.clone() };
-        tokio::spawn(driver.drive(gate, work, wrap));
+        tokio::spawn(driver.drive(gate, work, wrap).in_current_span());
         Box::pin(GuardedStream { inner: tokio_stream::wrappers::ReceiverStream::new(stream), _guard: guard })
     }
 }
@@ -117,6 +118,7 @@ impl<M: Send + 'static> Driver<M> {
         let waiting = Progress { phase: "wait".to_owned(), ..Progress::default() };
         let (progress, mut latest) = watch::channel(waiting.clone());
         let mut beat = tokio::time::interval(HEARTBEAT);
+        let waits = Waits::new();
         let turn = gate.acquire_owned();
         tokio::pin!(turn);
         let permit = loop {
@@ -130,6 +132,8 @@ impl<M: Send + 'static> Driver<M> {
                 _ = beat.tick() => if self.messages.send(Ok(wrap(Update::Progress(waiting.clone())))).await.is_err() { return },
             }
         };
+        drop(waits);
+        let _timed = Timed(Instant::now());
         let (saved, mut saves) = mpsc::unbounded_channel();
         let context = JobContext { progress, saved, cancelled: self.cancelled.clone() };
         let span = Span::current();
@@ -180,6 +184,31 @@ impl<M: Send + 'static> Driver<M> {
             Err(status) => warn!(code = ?status.code(), message = status.message(), "job failed"),
         }
         let _ = self.messages.send(outcome).await;
+    }
+}
+
+/// Counted among the jobs that wait, for as long as it lives.
+struct Waits;
+
+impl Waits {
+    fn new() -> Self {
+        gauge!("deepcluster_jobs_waiting").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        gauge!("deepcluster_jobs_waiting").decrement(1.0);
+    }
+}
+
+/// Tells how long it has lived.
+struct Timed(Instant);
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        histogram!("deepcluster_job_seconds").record(self.0.elapsed());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::door::Door;
 use crate::tls::ServerTls;
-use crate::{Config, telemetry};
+use crate::{Config, metrics, telemetry};
 use std::net::TcpListener;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +52,6 @@ pub trait Service: Send + 'static {
 /// # Errors
 /// When it cannot start, or the server fails.
 pub fn run<S: Service>(config: &Config, service: S) -> Result<(), ServeError> {
-    telemetry::init(config);
     if let Some(parent) = config.die_with_parent {
         die_with_parent(parent)?;
     }
@@ -64,6 +63,11 @@ pub fn run<S: Service>(config: &Config, service: S) -> Result<(), ServeError> {
         .map_err(|error| ServeError::Setup(error.to_string()))?;
     let listener = config.listen.bind().map_err(ServeError::Setup)?;
     runtime.block_on(async {
+        let name = service.names().first().copied().unwrap_or("deepcluster");
+        let _telemetry = telemetry::init(config, name).map_err(ServeError::Setup)?;
+        if let Some(address) = config.metrics {
+            metrics::serve(address).map_err(ServeError::Setup)?;
+        }
         let shutdown = CancellationToken::new();
         tokio::spawn(cancel_on_signal(shutdown.clone()));
         serve(listener, service, config, shutdown).await

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Response, Status};
+use tracing::info_span;
 
 /// What a trainer needs to know of its machine.
 #[derive(Clone)]
@@ -86,6 +87,8 @@ impl TrainerRpc for Rpc {
             };
             TrainResponse { update: Some(update) }
         };
-        Ok(Response::new(self.jobs.start(move |context| train::train(&place, &request, context), wrap)))
+        let span = info_span!("train", run = ?request.run_id, epoch = request.epoch);
+        let work = move |context: &_| train::train(&place, &request, context);
+        Ok(Response::new(span.in_scope(|| self.jobs.start(work, wrap))))
     }
 }

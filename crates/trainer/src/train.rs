@@ -10,10 +10,12 @@ use deepcluster_network::{Network, NetworkError, Runtime, SgdOptions, TrainingPa
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{File, Progress, SkippedImage, TrainRequest, TrainResult, TrainSaved};
 use deepcluster_service::JobContext;
+use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::publish::TEMPORARY;
 use deepcluster_volume::{Volume, npy};
+use metrics::{counter, gauge, histogram};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -48,7 +50,7 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     let options = LoaderOptions { batch: request.batch as usize, size: spec.image_size, threads: place.threads, skip };
     let batches =
         BatchLoader::start(lesson.requests(), options).map_err(|error| Status::resource_exhausted(error.to_string()))?;
-    for (step, mut batch) in (progress.steps..).zip(batches) {
+    for (step, mut batch) in (progress.steps..).zip(Waited(batches)) {
         let drawn = &lesson.order[batch.first..batch.first + batch.len];
         let mut targets: Vec<i64> = drawn.iter().map(|image| i64::from(lesson.labels[*image])).collect();
         // An image may be drawn many times.
@@ -59,7 +61,10 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
         let is_last = batch.first + batch.len >= lesson.order.len();
         // Batch norm cannot learn from one image.
         if targets.len() >= 2 {
+            let start = Instant::now();
             let loss = pass.step(&batch.pixels, &targets, step).map_err(status)?;
+            histogram!("deepcluster_step_seconds").record(start.elapsed());
+            counter!("deepcluster_images_total").increment(targets.len() as u64);
             if !loss.is_finite() {
                 return Err(status(NetworkError::NotFinite { what: "the loss is", step }));
             }
@@ -70,6 +75,7 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
             }
         }
         progress.steps = step + 1;
+        gauge!("deepcluster_loss").set(progress.loss_sum / progress.n_images.max(1) as f64);
         let done = (batch.first + batch.len) as u64;
         tell(context, "images", done, total, progress.loss_sum / progress.n_images.max(1) as f64)?;
         if done < total {

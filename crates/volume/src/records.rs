@@ -44,6 +44,9 @@ pub struct RunRecord {
     /// Free text of the user.
     #[serde(default)]
     pub note: String,
+    /// The W3C trace context that its epochs belong to; empty for none.
+    #[serde(default)]
+    pub traceparent: String,
 }
 
 /// What a spec turned into once the images were seen.

@@ -216,6 +216,7 @@ fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<()
         priority: 0,
         labels: BTreeMap::new(),
         note: String::new(),
+        traceparent: String::new(),
     };
     publish_record(&folder.run_json(), &record)
 }
