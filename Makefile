@@ -1,5 +1,5 @@
 # The few commands that people and CI need. Everything builds with one profile (release).
-.PHONY: setup build demo test chaos chaos-programs test-memory test-crops
+.PHONY: setup build demo test chaos chaos-programs test-compose test-memory test-crops
 
 DEEPCLUSTER = target/release/deepcluster
 
@@ -38,6 +38,10 @@ FAILPOINTS = deepcluster-coordinator/failpoints,deepcluster-extractor/failpoints
 .python/installed: tests/requirements.txt
 	python3 -m pip install -q --upgrade --target .python -r tests/requirements.txt
 	touch $@
+
+# The containers, for real: built, started, scaled, killed. Needs a Docker daemon.
+test-compose: .python/installed
+	tests/compose.sh
 
 # 200,000 x 4096 features through whitening and k-means under 1.5 GB; minutes, so not part of `test`.
 test-memory: setup

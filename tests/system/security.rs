@@ -84,6 +84,8 @@ struct Secured {
     authority: Authority,
     files: Files,
     worker: Service,
+    /// Of the worker, where it tells its health without TLS.
+    health: String,
     _others: Vec<Service>,
     coordinator: Service,
 }
@@ -99,7 +101,10 @@ fn secured() -> Secured {
     let token = |name: &str| format!("--{name}-token-file={}", text(&folder.path().join(name)));
     let mut flags = files.server();
     flags.push(token("worker"));
-    let mut workers: Vec<_> = ["extractor", "clusterer", "trainer"].map(|kind| Service::start(kind, &volume, &flags)).into();
+    let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let of_extractor = [flags.clone(), vec![format!("--health={health}")]].concat();
+    let mut workers = vec![Service::start("extractor", &volume, &of_extractor)];
+    workers.extend(["clusterer", "trainer"].map(|kind| Service::start(kind, &volume, &flags)));
     flags.extend([token("read"), token("write")]);
     flags.push(format!("--workers-ca={}", text(&files.ca)));
     flags.extend([format!("--workers-cert={}", text(&files.cert)), format!("--workers-key={}", text(&files.key))]);
@@ -107,7 +112,7 @@ fn secured() -> Secured {
         flags.push(format!("--{flag}={}", worker.address()));
     }
     let coordinator = Service::start("coordinator", &volume, &flags);
-    Secured { folder, authority, files, worker: workers.remove(0), _others: workers, coordinator }
+    Secured { folder, authority, files, worker: workers.remove(0), health, _others: workers, coordinator }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,6 +170,15 @@ async fn a_secured_system_works_for_those_who_may_and_refuses_the_others() {
         }
     };
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+
+    // Who runs the system asks for its health by another door.
+    let probe = |more: &[String]| {
+        let mut command = std::process::Command::new(program("deepcluster-extractor"));
+        command.arg("--probe").arg(format!("--volume={}", text(system.folder.path()))).args(more);
+        command.status().unwrap().success()
+    };
+    assert!(probe(&[format!("--health={}", system.health)]));
+    assert!(!probe(&[format!("--listen={}", system.worker.address())]), "no TLS there");
 
     // Certificates.
     let stranger = Authority::new();

@@ -7,7 +7,7 @@ use deepcluster_domain::space::{SpaceNeeded, human};
 use deepcluster_domain::{RunId, RunSpec, Tags, tags};
 use deepcluster_proto::v1::CreateRunRequest;
 use deepcluster_proto::{FieldError, retry_later, tags_of};
-use deepcluster_service::requests::volume_status;
+use deepcluster_service::requests::{no_room, volume_status};
 use deepcluster_service::telemetry;
 use deepcluster_volume::records::{ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION};
 use deepcluster_volume::{VolumeError, events::seconds_since_1970, image_list, publish, space};
@@ -93,6 +93,7 @@ impl Runs {
         let run = Arc::new(Run::create(volume, id.clone(), new.spec, record).map_err(failed)?);
         runs.insert(id, Arc::clone(&run));
         drop(runs);
+        self.tell_states();
         self.wake();
         Ok(run)
     }
@@ -115,7 +116,7 @@ impl Runs {
         }
         let (needed, free, missing, root) = (human(needed), human(free), human(needed - free), root.display());
         let sentence = format!("the run will need up to {needed} on {root}, where {free} are free: {missing} are missing");
-        Err(Status::resource_exhausted(sentence))
+        Err(no_room(sentence))
     }
 }
 

@@ -11,13 +11,14 @@ use crate::queue::{Queue, Work};
 use crate::workers::{Call, WAITING, Workers};
 use deepcluster_domain::ShardId;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, Progress};
+use deepcluster_service::requests::is_no_room;
 use futures_util::future::try_join;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::Status;
 
 /// How often an extractor without work looks whether another is late with a shard.
 const LOOK_FOR_LATE: Duration = Duration::from_secs(1);
@@ -163,7 +164,7 @@ impl<'a> Extraction<'a> {
 
     /// Waits before the next try; the failure, when there shall be none.
     async fn after_failure(&self, member: &Member, status: Status, begun: bool) -> Result<Option<Status>, Status> {
-        if self.call.stop.is_cancelled() || status.code() == Code::ResourceExhausted {
+        if self.call.stop.is_cancelled() || is_no_room(&status) {
             return Err(status);
         }
         match member.failed(status, begun, &self.call) {

@@ -7,6 +7,7 @@ use deepcluster_coordinator::{Coordinator, Start};
 use deepcluster_service::config::token_file;
 use deepcluster_service::door::Tokens;
 use deepcluster_service::limits::Limits;
+use deepcluster_service::probe::probe;
 use deepcluster_service::tls::ClientSecurity;
 use deepcluster_service::{Config, ConfigError, Options, ServeError, run};
 use std::path::PathBuf;
@@ -135,6 +136,9 @@ fn main() -> ExitCode {
         Ok(checked) => checked,
         Err(mistakes) => return fail(2, &mistakes),
     };
+    if config.probe {
+        return probe(&config);
+    }
     let coordinator = match Coordinator::new(&config, workers, start) {
         Ok(coordinator) => coordinator,
         Err(sentence) => return fail(2, &sentence),

@@ -100,7 +100,7 @@ impl Member {
     fn named(&self, status: Status) -> Status {
         match status.code() {
             // What is no worker's fault is for the user to read.
-            Code::InvalidArgument | Code::ResourceExhausted => status,
+            Code::InvalidArgument => status,
             code => Status::new(code, format!("{}: {}", self.address, status.message())),
         }
     }

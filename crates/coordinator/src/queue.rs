@@ -76,9 +76,11 @@ impl Queue {
         Some(work)
     }
 
-    /// A shard that only waits behind another.
+    /// A shard that only waits behind another. One that is alone with its extractor is about to begin: to take it would only
+    /// move it from one that idles to another.
     fn take_over(&mut self) -> Option<ShardId> {
-        let at = self.tries.iter().position(|one| one.begun.is_none())?;
+        let n_of = |extractor| self.tries.iter().filter(|one| one.extractor == extractor).count();
+        let at = self.tries.iter().position(|one| one.begun.is_none() && n_of(one.extractor) > 1)?;
         let taken = self.tries.swap_remove(at);
         taken.work.cancelled.cancel();
         Some(taken.work.shard)
@@ -188,6 +190,7 @@ mod tests {
         let queued = queue.take(extractor(1)).unwrap();
         let taken = queue.take(extractor(2)).unwrap();
         assert_eq!(taken.shard, queued.shard);
+        assert!(queue.take(extractor(3)).is_none(), "it is about to begin where it is");
         assert!(queued.cancelled.is_cancelled() && !taken.cancelled.is_cancelled());
         assert!(!queue.won(&queued), "a result that crossed the take-over is too late");
         assert!(queue.won(&taken) && queue.won(&first) && queue.is_done());

@@ -1,6 +1,7 @@
 //! Which failures of a worker another try may not have, and how long to wait before it.
 
 use crate::workers::Call;
+use deepcluster_service::requests::is_no_room;
 use std::error::Error;
 use std::time::Duration;
 use tonic::{Code, Status};
@@ -9,7 +10,7 @@ use tracing::warn;
 /// First and longest pause before a call is tried again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// How often a call may end in INTERNAL or DATA_LOSS before the run fails. A file that was published a moment ago may not be
+/// How often a call may end in INTERNAL, DATA_LOSS or a limit of the worker before the run fails. A file that was published a moment ago may not be
 /// seen yet through a network file system.
 const FAULTY_TRIES: u32 = 5;
 
@@ -33,10 +34,10 @@ impl Retry {
     /// # Errors
     /// The failure, when another try is no use.
     pub fn after(&mut self, status: Status, call: &Call<'_>) -> Result<Duration, Status> {
-        if call.stop.is_cancelled() || !is_transient(status.code()) {
+        if call.stop.is_cancelled() || is_no_room(&status) || !is_transient(status.code()) {
             return Err(status);
         }
-        self.faulty += u32::from(matches!(status.code(), Code::Internal | Code::DataLoss));
+        self.faulty += u32::from(matches!(status.code(), Code::Internal | Code::DataLoss | Code::ResourceExhausted));
         self.broken = if status.code() == Code::Aborted { self.broken + 1 } else { 0 };
         if self.faulty >= FAULTY_TRIES {
             return Err(status);
@@ -70,11 +71,20 @@ pub(crate) fn broken(why: &str) -> Status {
     Status::aborted(format!("the worker was lost in the middle of its work: {why}"))
 }
 
+/// An error before an answer has begun: the worker's own word, or that it cannot be reached.
+pub(crate) fn at_the_start(status: Status) -> Status {
+    match status.source() {
+        Some(_) => Status::unavailable(status.message()),
+        None => status,
+    }
+}
+
 /// An error inside an answer: the worker's own word, or the end of its connection.
 pub(crate) fn in_the_middle(status: Status) -> Status {
     match status.code() {
         Code::Unknown | Code::Cancelled => broken(status.message()),
-        Code::Unavailable if status.source().is_some() => broken(status.message()),
+        // Made by the transport of the loss of a connection, or of a stream that the other side has reset.
+        _ if status.source().is_some() => broken(status.message()),
         _ => status,
     }
 }
@@ -88,13 +98,14 @@ fn is_transient(code: Code) -> bool {
         | Code::DeadlineExceeded
         | Code::Aborted
         | Code::Internal
+        // A limit of the worker, as of its threads; a full volume is told apart before.
+        | Code::ResourceExhausted
         | Code::DataLoss => true,
         Code::Ok
         | Code::InvalidArgument
         | Code::NotFound
         | Code::AlreadyExists
         | Code::PermissionDenied
-        | Code::ResourceExhausted
         | Code::FailedPrecondition
         | Code::OutOfRange
         | Code::Unimplemented

@@ -105,6 +105,7 @@ impl RunsRpc for Rpc {
             change(run, from, State::Queued)
         })
         .await?;
+        self.runs.tell_states();
         self.runs.wake();
         Ok(Response::new(ResumeRunResponse { run: Some(run.to_wire()) }))
     }

@@ -8,7 +8,7 @@ use crate::run::Run;
 use deepcluster_domain::space::{SpaceNeeded, human};
 use deepcluster_domain::{EpochId, RunId};
 use deepcluster_service::limits::Limits;
-use deepcluster_service::requests::volume_status;
+use deepcluster_service::requests::{is_no_room, volume_status};
 use deepcluster_service::telemetry;
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::records::RunState;
@@ -146,10 +146,12 @@ impl Runs {
 
     /// What becomes of a run whose epoch could not be finished.
     fn stop(&self, run: &Run, status: &Status) -> Result<(), VolumeError> {
+        if is_no_room(status) {
+            return run.pause_for_room(&self.no_room(run, status.message()));
+        }
         match status.code() {
             // Workers are asked again for as long as it takes; only a pause or a cancel ends a call as CANCELLED.
             tonic::Code::Cancelled => Ok(()),
-            tonic::Code::ResourceExhausted => run.pause_for_room(&self.no_room(run, status.message())),
             // Opened anew, the run drops what does not verify, or goes back to an epoch that does.
             tonic::Code::DataLoss if run.may_begin_anew() => {
                 let body = json!({"epoch": run.record().epochs_done, "worker": "volume", "message": status.message()});
@@ -198,6 +200,7 @@ impl Runs {
     async fn one_epoch(&self, run: &Run) -> Result<(), Status> {
         let failed = |error: VolumeError| volume_status(&error);
         if run.enter(&[RunState::Queued], RunState::Running, "").map_err(failed)? {
+            self.tell_states();
             step_back(&self.workshop.volume, run).map_err(failed)?;
         }
         let epochs_done = run.record().epochs_done;

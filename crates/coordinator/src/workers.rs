@@ -1,6 +1,6 @@
 //! The coordinator's side of the three workers: connect, call, watch for silence, try again.
 
-use crate::retry::{Retry, broken, in_the_middle};
+use crate::retry::{Retry, at_the_start, broken, in_the_middle};
 use deepcluster_proto::v1::{
     AssignRequest, AssignResponse, AssignResult, ClusterRequest, ClusterResponse, ClusterResult, ClusterSaved, ExtractRequest,
     ExtractResponse, ExtractResult, Progress, TrainRequest, TrainResponse, TrainResult, TrainSaved, assign_response,
@@ -141,7 +141,7 @@ impl Call<'_> {
     pub async fn extract_once(&self, worker: Channel, request: ExtractRequest) -> Result<ExtractResult, Status> {
         self.unless_stopped(async {
             let mut client = ExtractorClient::new(worker).max_decoding_message_size(LARGEST_ANSWER);
-            let stream = client.extract(self.request(request)?).await?.into_inner();
+            let stream = client.extract(self.request(request)?).await.map_err(at_the_start)?.into_inner();
             let read = |message: ExtractResponse| match message.update? {
                 extract_response::Update::Progress(progress) => Some(Step::Progress(progress)),
                 extract_response::Update::Result(result) => Some(Step::Done(result)),
@@ -211,7 +211,7 @@ impl Call<'_> {
         self.retried(saved, async |saved| {
             let mut client =
                 TrainerClient::new(self.workers.of_name(&self.workers.trainer)?).max_decoding_message_size(LARGEST_ANSWER);
-            self.follow(client.train(self.request(request()?)?).await?.into_inner(), read, saved).await
+            self.follow(client.train(self.request(request()?)?).await.map_err(at_the_start)?.into_inner(), read, saved).await
         })
         .await
     }

@@ -11,6 +11,7 @@ use deepcluster_service::tls::ClientSecurity;
 use deepcluster_service::{Jobs, Update};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ struct Sleeper {
     jobs: Jobs,
     takes: Duration,
     spans: Arc<Mutex<Vec<Span>>>,
+    /// Requests that came, begun or not.
+    n_asked: Arc<AtomicUsize>,
     /// Refuses everything, as one that does not see the images.
     blind: bool,
 }
@@ -33,6 +36,7 @@ impl Extractor for Sleeper {
     type ExtractStream = Updates<ExtractResponse>;
 
     async fn extract(&self, request: Request<ExtractRequest>) -> Result<Response<Self::ExtractStream>, Status> {
+        self.n_asked.fetch_add(1, Ordering::Relaxed);
         let (shard, takes, spans, blind) = (request.into_inner().shard, self.takes, Arc::clone(&self.spans), self.blind);
         let wrap = |update: Update<ExtractResult>| match update {
             Update::Progress(progress) => ExtractResponse { update: Some(extract_response::Update::Progress(progress)) },
@@ -57,22 +61,36 @@ impl Extractor for Sleeper {
     }
 }
 
-/// Starts one; its address, and what it has worked on.
-async fn sleeper(takes: Duration, blind: bool) -> (SocketAddr, Arc<Mutex<Vec<Span>>>) {
+/// A sleeper: its address, what it has worked on, how often it was asked.
+#[derive(Clone)]
+struct Started {
+    address: SocketAddr,
+    spans: Arc<Mutex<Vec<Span>>>,
+    n_asked: Arc<AtomicUsize>,
+}
+
+/// Starts one.
+async fn sleeper(takes: Duration, blind: bool) -> Started {
     sleeper_at(([127, 0, 0, 1], 0).into(), takes, blind).await
 }
 
-async fn sleeper_at(address: SocketAddr, takes: Duration, blind: bool) -> (SocketAddr, Arc<Mutex<Vec<Span>>>) {
-    let spans = Arc::<Mutex<Vec<Span>>>::default();
+async fn sleeper_at(address: SocketAddr, takes: Duration, blind: bool) -> Started {
+    let (spans, n_asked) = (Arc::<Mutex<Vec<Span>>>::default(), Arc::<AtomicUsize>::default());
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("deepcluster.v1.Extractor", tonic_health::ServingStatus::Serving).await;
-    let server = Sleeper { jobs: Jobs::new(CancellationToken::new()), takes, spans: Arc::clone(&spans), blind };
+    let server = Sleeper {
+        jobs: Jobs::new(CancellationToken::new()),
+        takes,
+        spans: Arc::clone(&spans),
+        n_asked: Arc::clone(&n_asked),
+        blind,
+    };
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let server = tonic::transport::Server::builder().add_service(health_service).add_service(ExtractorServer::new(server));
     tokio::spawn(server.serve_with_incoming(incoming));
-    (address, spans)
+    Started { address, spans, n_asked }
 }
 
 /// What became of a phase.
@@ -114,11 +132,12 @@ async fn sixty_four_extractors_are_kept_busy() {
     for _ in 0..64 {
         all.push(sleeper(Duration::from_millis(500), false).await);
     }
-    let addresses: Vec<SocketAddr> = all.iter().map(|(address, _)| *address).collect();
+    let addresses: Vec<SocketAddr> = all.iter().map(|one| one.address).collect();
     let outcome = extract(N, &addresses).await;
     assert!(outcome.end.is_none() && outcome.faults.is_empty(), "{:?}", outcome.faults);
     assert_eq!(outcome.results, each_once(N));
-    let spans: Vec<Vec<Span>> = all.iter().map(|(_, spans)| spans.lock().unwrap().clone()).collect();
+    let spans: Vec<Vec<Span>> = all.iter().map(|one| one.spans.lock().unwrap().clone()).collect();
+    let n_asked: usize = all.iter().map(|one| one.n_asked.load(Ordering::Relaxed)).sum();
     let per_extractor: Vec<usize> = spans.iter().map(Vec::len).collect();
     let all: Vec<Span> = spans.into_iter().flatten().collect();
     let (first, last) = (all.iter().map(|span| span.1).min().unwrap(), all.iter().map(|span| span.2).max().unwrap());
@@ -126,30 +145,46 @@ async fn sixty_four_extractors_are_kept_busy() {
     println!("64 extractors were busy {:.1} % of the time", 100.0 * busy / (64.0 * (last - first).as_secs_f64()));
     // None had much less to do than the others, and hardly a shard was done twice.
     assert!(per_extractor.iter().all(|n| (10..=14).contains(n)), "{per_extractor:?}");
+    // At the end, what is queued moves to those who idle, once.
+    assert!(n_asked < N as usize + 128, "{n_asked} requests for {N} shards");
     assert!(all.len() < N as usize + 16, "{} shards for {N}", all.len());
 }
 
 /// One is a thousand times as slow; what it has in hand is repeated, what it has queued is taken over.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_straggler_does_not_hold_up_the_end() {
-    let (quick, quick_spans) = sleeper(Duration::from_millis(20), false).await;
-    let (slow, slow_spans) = sleeper(Duration::from_secs(1000), false).await;
-    let outcome = extract(10, &[slow, quick]).await;
+    let quick = sleeper(Duration::from_millis(20), false).await;
+    let slow = sleeper(Duration::from_secs(1000), false).await;
+    let outcome = extract(10, &[slow.address, quick.address]).await;
     assert!(outcome.end.is_none(), "{:?}", outcome.end);
     assert_eq!(outcome.results, each_once(10));
-    assert_eq!((quick_spans.lock().unwrap().len(), slow_spans.lock().unwrap().len()), (10, 0));
+    assert_eq!((quick.spans.lock().unwrap().len(), slow.spans.lock().unwrap().len()), (10, 0));
+}
+
+/// More extractors than shards: those without work leave the others theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_extractors_do_not_take_shards_from_each_other() {
+    let mut all = Vec::new();
+    for _ in 0..8 {
+        all.push(sleeper(Duration::from_millis(300), false).await);
+    }
+    let outcome = extract(4, &all.iter().map(|one| one.address).collect::<Vec<_>>()).await;
+    assert_eq!(outcome.results, each_once(4));
+    assert!(outcome.faults.is_empty(), "{:?}", outcome.faults);
+    let n_asked: usize = all.iter().map(|one| one.n_asked.load(Ordering::Relaxed)).sum();
+    assert!(n_asked <= 8, "{n_asked} requests for 4 shards");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_last_extractor_that_gives_up_ends_the_phase() {
-    let (good, _) = sleeper(Duration::from_millis(20), false).await;
-    let (blind, _) = sleeper(Duration::ZERO, true).await;
-    let outcome = extract(6, &[blind, good]).await;
+    let good = sleeper(Duration::from_millis(20), false).await;
+    let blind = sleeper(Duration::ZERO, true).await;
+    let outcome = extract(6, &[blind.address, good.address]).await;
     assert_eq!(outcome.results, each_once(6));
     assert_eq!(outcome.faults.len(), 1, "{:?}", outcome.faults);
-    assert!(outcome.faults[0].contains(&blind.to_string()) && outcome.faults[0].contains("holds none"));
-    let (other, _) = sleeper(Duration::ZERO, true).await;
-    let end = extract(6, &[blind, other]).await.end.unwrap();
+    assert!(outcome.faults[0].contains(&blind.address.to_string()) && outcome.faults[0].contains("holds none"));
+    let other = sleeper(Duration::ZERO, true).await;
+    let end = extract(6, &[blind.address, other.address]).await.end.unwrap();
     assert_eq!((end.code(), end.message()), (tonic::Code::InvalidArgument, "images: holds none"));
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use deepcluster_service::probe::probe;
 use deepcluster_service::{Options, ServeError, run};
 use std::process::ExitCode;
 
@@ -21,6 +22,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if config.probe {
+        return probe(&config);
+    }
     match run(&config, deepcluster_extractor::Extractor::new(&config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

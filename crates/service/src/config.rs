@@ -32,6 +32,12 @@ pub struct Options {
     /// Where Prometheus finds the numbers of this service, as HOST:PORT; nowhere unless given
     #[arg(long, env = "DC_METRICS", value_name = "ADDRESS", default_value = "")]
     pub metrics: String,
+    /// Where the service's health is told a second time, without TLS and to everybody, as HOST:PORT; nowhere unless given
+    #[arg(long, env = "DC_HEALTH", value_name = "ADDRESS", default_value = "")]
+    pub health: String,
+    /// Only ask the service of these settings for its health: exit code 0 when it is ready
+    #[arg(long)]
+    pub probe: bool,
     /// Speak TLS with this certificate (PEM, with those between it and the authority), read anew when it changes
     #[arg(long, env = "DC_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<String>,
@@ -66,6 +72,10 @@ pub struct Config {
     pub log_json: bool,
     /// Where its numbers are served.
     pub metrics: Option<SocketAddr>,
+    /// Where its health is told without TLS.
+    pub health: Option<SocketAddr>,
+    /// Only ask a running service for its health.
+    pub probe: bool,
     /// Certificates, if it speaks TLS.
     pub tls: Option<ServerFiles>,
     /// What callers must show. A worker's are those of its coordinator, unless somebody sets others.
@@ -121,13 +131,11 @@ impl Options {
         if let Err(error) = self.log.parse::<tracing_subscriber::EnvFilter>() {
             mistakes.push(format!("--log '{}': {error}", self.log));
         }
-        let metrics = Some(self.metrics.as_str()).filter(|text| !text.is_empty()).and_then(|text| match address_of(text) {
-            Ok(address) => Some(address),
-            Err(why) => {
-                mistakes.push(format!("--metrics '{text}' {why}"));
-                None
-            }
-        });
+        let mut optional = |flag: &str, text: &str| match text {
+            "" => None,
+            text => address_of(text).map_err(|why| mistakes.push(format!("--{flag} '{text}' {why}"))).ok(),
+        };
+        let (metrics, health) = (optional("metrics", &self.metrics), optional("health", &self.health));
         let tls = self.server_files();
         if let Some(Err(mistake)) = tls.clone().map(ServerTls::new) {
             mistakes.push(format!("--tls-cert: {mistake}"));
@@ -145,6 +153,8 @@ impl Options {
             log: self.log.clone(),
             log_json: self.log_format == "json",
             metrics,
+            health,
+            probe: self.probe,
             tls,
             tokens: Tokens { read: None, write: worker_token.clone() },
             worker_token,
@@ -218,6 +228,8 @@ mod tests {
             log: "info".to_owned(),
             log_format: "text".to_owned(),
             metrics: String::new(),
+            health: String::new(),
+            probe: false,
             tls_cert: None,
             tls_key: None,
             tls_client_ca: None,

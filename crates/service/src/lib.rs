@@ -11,6 +11,7 @@ pub mod door;
 pub mod jobs;
 pub mod limits;
 pub mod metrics;
+pub mod probe;
 pub mod requests;
 pub mod serve;
 pub mod telemetry;

@@ -5,19 +5,35 @@ use deepcluster_proto::{FieldError, v1};
 use deepcluster_volume::layout::resolve_below;
 use deepcluster_volume::publish::FileRecord;
 use deepcluster_volume::{Volume, VolumeError};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 /// A volume's failure as the caller of a service sees it.
 pub fn volume_status(error: &VolumeError) -> Status {
     let message = error.to_string();
     match error {
-        full if full.is_full() => Status::resource_exhausted(message),
+        full if full.is_full() => no_room(message),
         VolumeError::Io { .. } => Status::internal(message),
         VolumeError::Corrupt { .. } | VolumeError::Missing(_) => Status::data_loss(message),
         VolumeError::Outside(_) => Status::invalid_argument(message),
         VolumeError::Owned { .. } | VolumeError::Lost { .. } => Status::failed_precondition(message),
     }
+}
+
+/// Why a volume has no room, for machines to tell from other limits.
+const NO_ROOM: &str = "NO_ROOM";
+
+/// A refusal because the volume has not the room: RESOURCE_EXHAUSTED, with `google.rpc.ErrorInfo` of reason NO_ROOM.
+pub fn no_room(sentence: impl Into<String>) -> Status {
+    let details = ErrorDetails::with_error_info(NO_ROOM, "deepcluster", HashMap::new());
+    Status::with_error_details(Code::ResourceExhausted, sentence, details)
+}
+
+/// Whether that is one. The transport, and limits of servers, say RESOURCE_EXHAUSTED too, of what another try may have.
+pub fn is_no_room(status: &Status) -> bool {
+    status.code() == Code::ResourceExhausted && status.get_details_error_info().is_some_and(|info| info.reason == NO_ROOM)
 }
 
 /// The wire form of a record.

@@ -91,6 +91,12 @@ pub async fn serve<S: Service>(
     let names = service.names();
     set_health(&health, &names, false).await;
     let mut routes = RoutesBuilder::default();
+    if let Some(address) = config.health {
+        let listener = tokio::net::TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| ServeError::Setup(format!("--health {address}: {error}")))?;
+        let server = Server::builder().add_service(health_service.clone());
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    }
     routes.add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
