@@ -123,6 +123,32 @@ async fn watchers_beyond_the_limit_are_refused_until_one_leaves() {
     }
 }
 
+/// Who has no token cannot take the places of those who have one.
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_about_health_that_never_come_keep_nobody_out() {
+    use tonic_health::pb::HealthCheckRequest;
+    let (_folder, coordinator) = alone(&["--requests-limit=2"]);
+    crate::stack::until_serving(coordinator.channel()).await;
+    let mut waiting = Vec::new();
+    for _ in 0..20 {
+        let mut client = tonic::client::Grpc::new(coordinator.channel());
+        client.ready().await.unwrap();
+        let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+        waiting.push(tokio::spawn(async move {
+            let never = tonic::Request::new(tokio_stream::pending::<HealthCheckRequest>());
+            let codec = tonic_prost::ProstCodec::<HealthCheckRequest, tonic_health::pb::HealthCheckResponse>::default();
+            client.streaming(never, path, codec).await.map(drop)
+        }));
+    }
+    let mut runs = coordinator.runs();
+    for _ in 0..20 {
+        runs.list_runs(ListRunsRequest::default()).await.unwrap();
+    }
+    for one in waiting {
+        assert!(one.await.unwrap().is_err(), "it is not waited for without end");
+    }
+}
+
 /// The second run comes with a higher priority and overtakes the first between two epochs.
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_of_a_higher_priority_come_first() {

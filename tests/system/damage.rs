@@ -143,7 +143,14 @@ fn damaged_records_of_a_run_are_found_and_made_anew_where_that_is_possible() {
         same_as_undisturbed(volume.path());
         deepcluster(["labels", text(&run)]).good();
     }
-    // Where the images lie in the labels nothing else tells.
+    let record: RunRecord = read_record(&run.join("run.json")).unwrap();
+    assert_eq!((record.state, record.epochs_done), (RunState::Finished, 2));
+    // Events that are gone keep nothing else from being mended.
+    fs::remove_file(run.join("events.jsonl")).unwrap();
+    spoil(&run.join("labels.csv"));
+    assert_eq!(verify(&[]).code, Some(1));
+    verify(&["--repair"]).good();
+    // Which image is which nothing else tells.
     let list = fs::read_to_string(run.join("images.csv")).unwrap();
     publish_bytes(&run.join("images.csv"), list.replacen("stripes", "strides", 1).as_bytes()).unwrap();
     let found = verify(&["--repair"]);
@@ -152,6 +159,21 @@ fn damaged_records_of_a_run_are_found_and_made_anew_where_that_is_possible() {
     let labels = deepcluster(["labels", text(&run)]);
     assert_eq!(labels.code, Some(2));
     assert!(labels.stderr.contains("images.csv: its checksum"), "{}", labels.stderr);
+}
+
+/// A list that nobody vouches for is not taken for the run's.
+#[test]
+fn a_damaged_record_and_a_damaged_list_together_are_beyond_repair() {
+    let volume = copied();
+    let run = volume.path().join("runs/run-0001");
+    spoil(&run.join("run.json"));
+    let list = fs::read_to_string(run.join("images.csv")).unwrap();
+    publish_bytes(&run.join("images.csv"), list.replacen("stripes", "strides", 1).as_bytes()).unwrap();
+    let found = deepcluster(["verify", text(volume.path()), "--repair"]);
+    assert_eq!(found.code, Some(1), "{}", found.stdout);
+    assert!(found.stderr.contains("beyond repair"), "{}", found.stderr);
+    publish_bytes(&run.join("images.csv"), list.as_bytes()).unwrap();
+    deepcluster(["verify", text(volume.path()), "--repair"]).good();
 }
 
 /// Events tell what happened; a run does not go on from them, nor stop because of them.

@@ -23,6 +23,19 @@ pub fn assert_same(expected: &BTreeMap<String, Vec<u8>>, found: &BTreeMap<String
     }
 }
 
+/// Settings that a user has made for services elsewhere part those of one command from each other, if they reach them.
+#[test]
+fn variables_of_other_services_change_nothing() {
+    let volume = tempfile::tempdir().unwrap();
+    let mut command = Command::new(program("deepcluster"));
+    command.args(train_arguments(volume.path()));
+    for (name, value) in [("DC_METRICS", "127.0.0.1:1"), ("DC_WRITE_TOKEN_FILE", "/no/file"), ("DC_EXTRACTORS", "nowhere:1")] {
+        command.env(name, value);
+    }
+    assert!(command.output().unwrap().status.success());
+    same_as_undisturbed(volume.path());
+}
+
 /// Every worker is killed in the middle of its work, then the coordinator.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_services_cost_time_and_nothing_else() {

@@ -275,7 +275,7 @@ async fn odd_requests_to_the_coordinator_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn huge_messages_and_watchers_that_never_read_are_survived() {
     const WATCHERS: usize = 10_000;
-    let mut stack = Stack::start();
+    let mut stack = Stack::with(1, &["--watchers-limit=10001"]);
     let mut runs = stack.runs();
     let huge = RunSpec { images: "x".repeat(100_000_000), ..RunSpec::default() };
     let refused = runs.create_run(CreateRunRequest { spec: Some(huge), ..CreateRunRequest::default() }).await.unwrap_err();

@@ -12,6 +12,7 @@ use deepcluster_domain::space::human;
 use deepcluster_volume::{publish, space};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -171,6 +172,16 @@ fn program(kind: &str) -> Result<PathBuf, Failure> {
     }
 }
 
+/// The environment of a service of ours: settings that its user made for services elsewhere would only part it from the others.
+fn inherited() -> impl Iterator<Item = (OsString, OsString)> {
+    const KEPT: [&str; 6] =
+        ["DC_LOG", "DC_LOG_FORMAT", "DC_STEPS", "DC_TAKEOVER_AFTER", "DC_WORKER_SILENCE", "DC_WORKER_STANDSTILL"];
+    std::env::vars_os().filter(|(name, _)| {
+        let name = name.to_string_lossy();
+        !name.starts_with("DC_") || KEPT.contains(&&*name)
+    })
+}
+
 /// Asks a service again and again whether it is well, and counts the questions that it leaves unanswered.
 async fn ask(address: Option<SocketAddr>, unanswered: Arc<AtomicU32>) {
     let endpoint = address.and_then(|address| Endpoint::from_shared(format!("http://{address}")).ok());
@@ -225,6 +236,8 @@ impl Service {
         let child = Command::new(&self.program)
             .args(&self.arguments)
             .args(std::mem::take(&mut self.at_first))
+            .env_clear()
+            .envs(inherited())
             // faiss and OpenBLAS read their thread counts from here.
             .env("OMP_NUM_THREADS", &threads)
             .env("OPENBLAS_NUM_THREADS", &threads)

@@ -45,9 +45,12 @@ impl Server {
         let tls = scheme == "https";
         let default_port = if tls { ":443" } else { ":80" };
         let port = if authority.port().is_none() { default_port } else { "" };
+        if !tls && (self.ca.is_some() || self.cert.is_some()) {
+            return Err(Failure::usage(format!("--ca and --cert are for https, --server is '{}'", self.server)));
+        }
         let identity = self.cert.clone().zip(self.key.clone());
         let security = ClientSecurity { tls, ca: self.ca.clone(), identity, token: None };
-        let endpoint = security.endpoint(&format!("{authority}{port}"), host);
+        let endpoint = security.endpoint(&format!("{authority}{port}"), host.trim_matches(['[', ']']));
         let endpoint = endpoint.map_err(|why| Failure::usage(format!("--server '{}': {why}", self.server)))?;
         Ok(endpoint.connect_timeout(Duration::from_secs(10)))
     }

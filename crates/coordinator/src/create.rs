@@ -90,7 +90,12 @@ impl Runs {
             note: new.tags.note,
             traceparent: new.traceparent,
         };
-        let run = Arc::new(Run::create(volume, id.clone(), new.spec, record).map_err(failed)?);
+        let run = Run::create(volume, id.clone(), new.spec, record).map_err(|error| {
+            // Its caller is told that there is no such run, so there must be none after the next start either.
+            let _ = publish::remove(volume.run(&id).path());
+            failed(error)
+        })?;
+        let run = Arc::new(run);
         runs.insert(id, Arc::clone(&run));
         drop(runs);
         self.tell_states();

@@ -202,9 +202,9 @@ impl EpochRunner<'_> {
         // Not those new in the list: a crash may have come between the list and what run.json says of it.
         let n_new = n_skipped.saturating_sub(self.run.record().resolved.n_skipped);
         if n_new > 0 {
-            self.run.publish_images(&self.images, |known| known.n_skipped = n_skipped).map_err(failed)?;
+            let checksum = self.run.publish_images(&self.images, |known| known.n_skipped = n_skipped).map_err(failed)?;
             let example = images::first_example(&self.images).unwrap_or_default();
-            let body = json!({"epoch": self.epoch.0, "skipped": n_new, "skipped_in_all": n_skipped, "example": example});
+            let body = json!({"epoch": self.epoch.0, "skipped": n_new, "skipped_in_all": n_skipped, "example": example, "images_csv": checksum});
             self.run.event("images", Severity::Warning, body).map_err(failed)?;
         }
         images::check_skipped(self.spec, &self.images).map_err(Status::invalid_argument)

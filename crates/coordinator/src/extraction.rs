@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tracing::warn;
 
 /// How often an extractor without work looks whether another is late with a shard.
 const LOOK_FOR_LATE: Duration = Duration::from_secs(1);
@@ -80,10 +81,10 @@ impl<'a> Extraction<'a> {
         let mut at_work = FuturesUnordered::new();
         loop {
             tokio::select! {
-                never = &mut look => match never {},
+                last = &mut look => return Err(last),
                 Some(member) = found.recv() => at_work.push(self.serve(member)),
                 Some(left) = at_work.next(), if !at_work.is_empty() => match left? {
-                    (member, Some(last)) if !members.others_are_left(&member) => return Err(last),
+                    (member, Some(last)) if !members.others_are_left(&member, &last) => return Err(last),
                     (member, Some(last)) => members.tell_of_loss(&member, &last),
                     (member, None) => members.forget(&member),
                 },
@@ -123,11 +124,11 @@ impl<'a> Extraction<'a> {
                     if first {
                         (self.shards.done)(work.shard, result)?;
                     } else {
-                        (self.shards.failed)(&request)?;
+                        self.clear_up(&request);
                     }
                 }
                 Some(Err(status)) => {
-                    (self.shards.failed)(&request)?;
+                    self.clear_up(&request);
                     let begun = self.lock().lost(&work);
                     self.changed.notify_waiters();
                     if let Some(last) = self.after_failure(member, status, begun).await? {
@@ -135,7 +136,7 @@ impl<'a> Extraction<'a> {
                     }
                 }
                 // Another took it over, or has won.
-                None => (self.shards.failed)(&request)?,
+                None => self.clear_up(&request),
             }
             self.changed.notify_waiters();
             if self.lock().is_done() {
@@ -159,6 +160,13 @@ impl<'a> Extraction<'a> {
         tokio::select! {
             outcome = call.extract_once(member.channel(), request.clone()) => Some(outcome),
             () = work.cancelled.cancelled() => None,
+        }
+    }
+
+    /// What stays here goes with the epoch.
+    fn clear_up(&self, request: &ExtractRequest) {
+        if let Err(status) = (self.shards.failed)(request) {
+            warn!(message = status.message(), "the files of a try stay for now");
         }
     }
 

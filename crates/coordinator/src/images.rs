@@ -72,8 +72,8 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     if anew {
         publish::remove(&run.folder.digests_json()).map_err(failed)?;
     }
-    run.publish_images(&images, |known| *known = resolved.clone()).map_err(failed)?;
-    let body = json!({"epoch": record.epochs_done, "images": resolved.n_images, "skipped_in_all": resolved.n_skipped});
+    let checksum = run.publish_images(&images, |known| *known = resolved.clone()).map_err(failed)?;
+    let body = json!({"epoch": record.epochs_done, "images": resolved.n_images, "skipped_in_all": resolved.n_skipped, "images_csv": checksum});
     run.event("images", Severity::Info, body).map_err(failed)
 }
 

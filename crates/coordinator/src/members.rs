@@ -4,9 +4,8 @@ use crate::retry::{Retry, jittered};
 use crate::workers::{Call, Workers};
 use metrics::gauge;
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
@@ -23,17 +22,26 @@ const LOOK_UP: Duration = Duration::from_secs(5);
 /// First and longest pause before one that is not well is asked again.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// So many tries in a row that were lost before they had begun are told of.
+const UNBEGUN: u32 = 4;
+
 /// What extractors are asked the health of.
 const SERVICE: &str = "deepcluster.v1.Extractor";
 
 /// An extractor at one address.
 pub(crate) struct Member {
     pub(crate) address: SocketAddr,
-    channel: Channel,
+    /// The name that stands for it.
+    name: String,
+    channel: Mutex<Channel>,
     /// Cancelled when its name no longer stands for it.
     pub(crate) gone: CancellationToken,
     /// Whether it said SERVING since it last failed.
     ready: AtomicBool,
+    /// Whether it has ever said so.
+    was_ready: AtomicBool,
+    /// Tries in a row that were lost before they had begun.
+    unbegun: AtomicU32,
     /// Only one asks at a time.
     asking: tokio::sync::Mutex<()>,
     retry: Mutex<Retry>,
@@ -41,12 +49,15 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    fn new(address: SocketAddr, channel: Channel) -> Self {
+    fn new(address: SocketAddr, name: &str, channel: Channel) -> Self {
         Self {
             address,
-            channel,
+            name: name.to_owned(),
+            channel: Mutex::new(channel),
             gone: CancellationToken::new(),
             ready: AtomicBool::new(false),
+            was_ready: AtomicBool::new(false),
+            unbegun: AtomicU32::new(0),
             asking: tokio::sync::Mutex::new(()),
             retry: Mutex::default(),
             gave_up: AtomicBool::new(false),
@@ -54,7 +65,7 @@ impl Member {
     }
 
     pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks for its health until it says SERVING; at once when it has not failed since.
@@ -68,15 +79,21 @@ impl Member {
                 Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => {
                     info!(extractor = %self.address, "ready");
                     self.ready.store(true, Ordering::Relaxed);
+                    self.was_ready.store(true, Ordering::Relaxed);
                     return;
                 }
                 _ => tokio::time::sleep(jittered(pause)).await,
+            }
+            // Certificates may have changed since.
+            if let Ok(fresh) = call.workers.extractor_at(self.address, &self.name) {
+                *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
             }
             pause = (pause * 2).min(ASK_AGAIN.1);
         }
     }
 
     pub(crate) fn succeeded(&self) {
+        self.unbegun.store(0, Ordering::Relaxed);
         self.retry().moved_on();
     }
 
@@ -90,8 +107,15 @@ impl Member {
         if lost {
             self.ready.store(false, Ordering::Relaxed);
         }
-        if lost && !begun {
-            return Ok(jittered(ASK_AGAIN.0));
+        if begun {
+            self.unbegun.store(0, Ordering::Relaxed);
+        } else if lost {
+            let n = self.unbegun.fetch_add(1, Ordering::Relaxed);
+            // One that dies with another shard in hand loses what is queued, too; a row of these is worth a word.
+            if n == UNBEGUN {
+                (call.fault)(&self.named(status));
+            }
+            return Ok(jittered((ASK_AGAIN.0 * 2_u32.saturating_pow(n)).min(ASK_AGAIN.1)));
         }
         self.retry().after(self.named(status), call)
     }
@@ -105,6 +129,10 @@ impl Member {
         }
     }
 
+    fn has_given_up(&self) -> bool {
+        self.gave_up.load(Ordering::Relaxed)
+    }
+
     fn retry(&self) -> MutexGuard<'_, Retry> {
         self.retry.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -115,69 +143,78 @@ pub(crate) struct Members<'a> {
     workers: &'a Workers,
     call: Call<'a>,
     known: Mutex<BTreeMap<SocketAddr, Arc<Member>>>,
+    /// Why the last one gave up that did.
+    last: Mutex<Option<Status>>,
 }
 
 impl<'a> Members<'a> {
     pub(crate) fn new(workers: &'a Workers, call: Call<'a>) -> Self {
-        Self { workers, call, known: Mutex::default() }
+        Self { workers, call, known: Mutex::default(), last: Mutex::default() }
     }
 
     /// Looks the names up every few seconds, tells of every address that is new, and bids farewell to those that are gone.
-    /// Says so when there is nobody to do the work.
-    pub(crate) async fn look(&self, tell: &UnboundedSender<Arc<Member>>) -> Infallible {
+    /// Says so when there is nobody to do the work. Ends when all who could do it have given up, with what the last one said.
+    pub(crate) async fn look(&self, tell: &UnboundedSender<Arc<Member>>) -> Status {
         let mut looks_in_vain = 0;
         loop {
             let (found, trouble) = self.look_up().await;
             for (address, name) in found.iter().filter(|(address, _)| !self.known().contains_key(address)) {
                 match self.workers.extractor_at(*address, name) {
                     Ok(channel) => {
-                        let member = Arc::new(Member::new(*address, channel));
+                        let member = Arc::new(Member::new(*address, name, channel));
                         self.known().insert(*address, Arc::clone(&member));
                         let _ = tell.send(member);
                     }
                     Err(error) => warn!(%address, error, "is no address of an extractor"),
                 }
             }
-            // A name server that is away for a moment takes no extractor away.
-            if trouble.is_none() {
-                self.known().retain(|address, member| {
-                    let stays = found.contains_key(address);
-                    if !stays {
-                        member.gone.cancel();
-                    }
-                    stays
-                });
-            }
-            let n_ready = self.known().values().filter(|member| member.ready.load(Ordering::Relaxed)).count();
+            self.known().retain(|address, member| {
+                // A name server that is away for a moment takes no extractor away.
+                let stays = found.contains_key(address) || trouble.contains_key(member.name.as_str());
+                if !stays {
+                    member.gone.cancel();
+                }
+                stays
+            });
+            let is_ready = |member: &&Arc<Member>| !member.has_given_up() && member.ready.load(Ordering::Relaxed);
+            let n_ready = self.known().values().filter(is_ready).count();
             gauge!("deepcluster_extractors_ready").set(n_ready as f64);
             looks_in_vain = if n_ready == 0 { looks_in_vain + 1 } else { 0 };
             // The first look is too early to tell, and one word is enough.
             if looks_in_vain == 2 {
+                // Those that never were there are no reason to wait for when all others have given up.
+                let hope = self.known().values().any(|other| !other.has_given_up() && other.was_ready.load(Ordering::Relaxed));
+                let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if let Some(last) = last.filter(|_| !hope) {
+                    return last;
+                }
                 let (names, n_known) = (self.workers.extractors.join(", "), self.known().len());
-                let why = trouble.unwrap_or_else(|| format!("{n_known} addresses, of which none says that it is ready"));
+                let why = trouble.into_values().next();
+                let why = why.unwrap_or_else(|| format!("{n_known} addresses, of which none says that it is ready"));
                 (self.call.fault)(&Status::unavailable(format!("waiting for an extractor; {names}: {why}")));
             }
             tokio::time::sleep(LOOK_UP).await;
         }
     }
 
-    /// The addresses of all names, each with its name, and what kept a name from being looked up.
-    async fn look_up(&self) -> (BTreeMap<SocketAddr, &'a str>, Option<String>) {
+    /// The addresses of all names, each with its name, and what kept names from being looked up.
+    async fn look_up(&self) -> (BTreeMap<SocketAddr, &'a str>, BTreeMap<&'a str, String>) {
         let mut found = BTreeMap::new();
-        let mut trouble = None;
+        let mut trouble = BTreeMap::new();
         for name in &self.workers.extractors {
             match tokio::net::lookup_host(name).await {
                 Ok(addresses) => found.extend(addresses.map(|address| (address, name.as_str()))),
-                Err(error) => trouble = Some(error.to_string()),
+                Err(error) => drop(trouble.insert(name.as_str(), error.to_string())),
             }
         }
         (found, trouble)
     }
 
     /// Whether any extractor is left that has not given up, after this one has.
-    pub(crate) fn others_are_left(&self, member: &Member) -> bool {
+    pub(crate) fn others_are_left(&self, member: &Member, last: &Status) -> bool {
         member.gave_up.store(true, Ordering::Relaxed);
-        self.known().values().any(|other| !other.gave_up.load(Ordering::Relaxed))
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last.clone());
+        self.known().values().any(|other| !other.has_given_up())
     }
 
     pub(crate) fn tell_of_loss(&self, member: &Member, last: &Status) {

@@ -20,6 +20,8 @@ pub(crate) struct Work {
 struct Try {
     work: Work,
     extractor: SocketAddr,
+    /// When it was given out.
+    taken: Instant,
     /// When it was begun; none while it is queued behind another.
     begun: Option<Instant>,
     /// How much of it is done, from 0 to 1.
@@ -29,7 +31,7 @@ struct Try {
 impl Try {
     /// How long it will take from now on, in seconds, if it goes on as it has; `usual` is what a shard takes.
     fn remaining(&self, usual: f64) -> f64 {
-        let elapsed = self.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+        let elapsed = self.begun.unwrap_or(self.taken).elapsed().as_secs_f64();
         match self.share {
             share if share > 0.0 => elapsed * (1.0 - share) / share,
             // It has shown nothing for longer than a whole shard takes.
@@ -46,11 +48,13 @@ pub(crate) struct Queue {
     /// How long the shards took that are done, in seconds, in order of length.
     seconds: Vec<f64>,
     next: u64,
+    /// What Prometheus was told: shards waiting, shards under way.
+    told: [usize; 2],
 }
 
 impl Queue {
     pub(crate) fn new(waiting: impl IntoIterator<Item = ShardId>) -> Self {
-        Self { waiting: waiting.into_iter().collect(), tries: Vec::new(), seconds: Vec::new(), next: 0 }
+        Self { waiting: waiting.into_iter().collect(), tries: Vec::new(), seconds: Vec::new(), next: 0, told: [0; 2] }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -72,7 +76,7 @@ impl Queue {
         };
         let work = Work { shard, number: self.next, cancelled: CancellationToken::new() };
         self.next += 1;
-        self.tries.push(Try { work: work.clone(), extractor, begun: None, share: 0.0 });
+        self.tries.push(Try { work: work.clone(), extractor, taken: Instant::now(), begun: None, share: 0.0 });
         Some(work)
     }
 
@@ -134,11 +138,14 @@ impl Queue {
         Some(self.tries.swap_remove(at))
     }
 
-    /// Tells Prometheus how much there is to do.
-    pub(crate) fn tell(&self) {
+    /// Tells Prometheus how much there is to do, beside what other queues have.
+    pub(crate) fn tell(&mut self) {
         let n_begun = self.tries.iter().filter(|one| one.begun.is_some()).count();
-        gauge!("deepcluster_shards_waiting").set(self.n_waiting() as f64);
-        gauge!("deepcluster_shards_under_way").set(n_begun as f64);
+        let now = [self.n_waiting(), n_begun];
+        let change = |at: usize| now[at] as f64 - self.told[at] as f64;
+        gauge!("deepcluster_shards_waiting").increment(change(0));
+        gauge!("deepcluster_shards_under_way").increment(change(1));
+        self.told = now;
     }
 
     /// Shards that nobody has in hand.
@@ -214,6 +221,24 @@ mod tests {
         assert!(!queue.is_done());
         assert!(queue.won(&again) && late.cancelled.is_cancelled());
         assert!(!queue.won(&late) && queue.is_done());
+    }
+
+    /// Its extractor answers, and never begins.
+    #[test]
+    fn a_shard_that_is_never_begun_is_repeated() {
+        let mut queue = shards(2);
+        let stuck = queue.take(extractor(1)).unwrap();
+        let done = queue.take(extractor(2)).unwrap();
+        queue.moved(&done, 0, 10);
+        assert!(queue.won(&done));
+        let again = loop {
+            // Once it has waited for longer than a shard takes.
+            if let Some(work) = queue.take(extractor(2)) {
+                break work;
+            }
+        };
+        assert_eq!(again.shard, stuck.shard);
+        assert!(queue.won(&again) && stuck.cancelled.is_cancelled() && queue.is_done());
     }
 
     #[test]

@@ -47,7 +47,8 @@ impl Retry {
         }
         warn!(code = ?status.code(), message = status.message(), "call failed, trying again");
         // A worker that stays away for days is one fault.
-        if status.code() != Code::Unavailable || self.told != status.message() {
+        let lasts = matches!(status.code(), Code::Unavailable | Code::Unauthenticated);
+        if !lasts || self.told != status.message() {
             (call.fault)(&status);
         }
         status.message().clone_into(&mut self.told);
@@ -98,6 +99,8 @@ fn is_transient(code: Code) -> bool {
         | Code::DeadlineExceeded
         | Code::Aborted
         | Code::Internal
+        // New tokens do not reach all machines at the same time.
+        | Code::Unauthenticated
         // A limit of the worker, as of its threads; a full volume is told apart before.
         | Code::ResourceExhausted
         | Code::DataLoss => true,
@@ -108,7 +111,6 @@ fn is_transient(code: Code) -> bool {
         | Code::PermissionDenied
         | Code::FailedPrecondition
         | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::Unauthenticated => false,
+        | Code::Unimplemented => false,
     }
 }

@@ -5,11 +5,12 @@ use crate::create::NewRun;
 use crate::list;
 use crate::run::{News, Run};
 use crate::runs::Runs;
+use deepcluster_domain::Tags;
 use deepcluster_proto::v1::runs_server::Runs as RunsRpc;
 use deepcluster_proto::v1::*;
 use deepcluster_proto::{retry_later, tags_of};
 use deepcluster_service::requests::volume_status;
-use deepcluster_volume::records::RunState as State;
+use deepcluster_volume::records::{RunRecord, RunState as State};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,11 +67,23 @@ impl RunsRpc for Rpc {
     async fn update_run(&self, request: Request<UpdateRunRequest>) -> Result<Response<UpdateRunResponse>, Status> {
         let request = request.into_inner();
         let run = self.runs.get(&request.run_id)?;
-        let before = run.record();
-        let labels = request.labels.map_or_else(|| before.labels.into_iter().collect(), |labels| labels.labels);
-        let (priority, note) = (request.priority.unwrap_or(before.priority), request.note.unwrap_or(before.note));
-        let tags = tags_of(priority, labels, note)?;
-        let run = blocking(move || run.tag(tags).map(|()| run).map_err(|error| volume_status(&error))).await?;
+        let (priority, labels, note) = (request.priority, request.labels.map(|labels| labels.labels), request.note);
+        // Each has limits of its own, so what is absent need not be known.
+        let Tags { labels: checked, .. } =
+            tags_of(priority.unwrap_or(0), labels.clone().unwrap_or_default(), note.clone().unwrap_or_default())?;
+        let run = blocking(move || {
+            let change = |record: &mut RunRecord| {
+                record.priority = priority.unwrap_or(record.priority);
+                if labels.is_some() {
+                    record.labels = checked;
+                }
+                if let Some(note) = note {
+                    record.note = note;
+                }
+            };
+            run.update(change).map(|()| run).map_err(|error| volume_status(&error))
+        })
+        .await?;
         Ok(Response::new(UpdateRunResponse { run: Some(run.to_wire()) }))
     }
 

@@ -1,6 +1,6 @@
 //! One run in memory: its record, its events, who watches, and how it is stopped.
 
-use deepcluster_domain::{EpochId, RunId, RunSpec, Tags};
+use deepcluster_domain::{EpochId, RunId, RunSpec};
 use deepcluster_proto::{run_spec_to_wire, v1};
 use deepcluster_volume::events::{Event, EventLog, Severity};
 use deepcluster_volume::image_list::{self, ImageEntry};
@@ -68,7 +68,8 @@ impl Run {
             "state": record.state, "k": record.resolved.k, "k_given": record.spec.k,
             "images": record.resolved.n_images, "skipped": record.resolved.n_skipped,
             // What run.json can be made of again.
-            "spec": record.spec,
+            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "request_id": record.request_id,
+            "priority": record.priority, "labels": record.labels, "note": record.note,
         });
         run.event("run", Severity::Info, resolved)?;
         Ok(run)
@@ -140,14 +141,6 @@ impl Run {
         Ok(())
     }
 
-    /// Changes durably what the user says about it.
-    ///
-    /// # Errors
-    /// When the volume cannot be written.
-    pub fn tag(&self, Tags { priority, labels, note }: Tags) -> Result<(), VolumeError> {
-        self.update(|record| *record = RunRecord { priority, labels, note, ..record.clone() })
-    }
-
     /// Its images, as it last published them.
     ///
     /// # Errors
@@ -156,19 +149,20 @@ impl Run {
         image_list::read_known(&self.folder.images_csv(), &self.record().resolved.images_csv)
     }
 
-    /// Publishes another list of images, and what follows from it. Until both are done, either list is trusted.
+    /// Publishes another list of images, whose checksum it returns, and what follows from it. Until both are done, either list is trusted.
     ///
     /// # Errors
     /// When the volume cannot be written.
-    pub fn publish_images(&self, images: &[ImageEntry], change: impl FnOnce(&mut ResolvedRecord)) -> Result<(), VolumeError> {
+    pub fn publish_images(&self, images: &[ImageEntry], change: impl FnOnce(&mut ResolvedRecord)) -> Result<String, VolumeError> {
         let path = self.folder.images_csv();
         let (csv, checksum) = image_list::to_csv(images).map_err(VolumeError::io(&path))?;
         self.update(|record| record.resolved.images_csv.push(checksum.clone()))?;
         publish::publish_bytes(&path, &csv)?;
         self.update(|record| {
             change(&mut record.resolved);
-            record.resolved.images_csv = vec![checksum];
-        })
+            record.resolved.images_csv = vec![checksum.clone()];
+        })?;
+        Ok(checksum)
     }
 
     /// Moves the run from one of some states to another, durably, with an event; stops the current epoch where it must not

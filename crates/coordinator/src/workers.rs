@@ -23,7 +23,8 @@ use tonic::{Request, Status, Streaming};
 pub struct Patience {
     /// Longest silence of a worker that computes; it promises a message every two seconds.
     pub silence: Duration,
-    /// Longest time in which its work may not move. Work that cannot tell how far it is must fit.
+    /// Longest time in which its work may not move. Work that cannot tell how far it is must fit, and so must what may be
+    /// before it in the worker's queue.
     pub standstill: Duration,
 }
 
@@ -245,7 +246,7 @@ impl Call<'_> {
             let message = message.map_err(in_the_middle)?.ok_or_else(|| broken("it ended its answer without a result"))?;
             match read(message) {
                 Some(Step::Progress(progress)) => {
-                    if progress.phase == WAITING || (&progress.phase, progress.done) != (&last.0, last.1) {
+                    if (&progress.phase, progress.done) != (&last.0, last.1) {
                         last = (progress.phase.clone(), progress.done);
                         moved = Instant::now();
                     } else if moved.elapsed() > standstill {

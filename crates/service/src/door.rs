@@ -24,6 +24,9 @@ const OPEN: &str = "/grpc.health.v1.Health/";
 /// Reflection tells what everybody may read anyhow, to those who may read.
 const REFLECTION: &str = "/grpc.reflection.";
 
+/// How long a question about health may take to come.
+const HEALTH: Duration = Duration::from_secs(10);
+
 /// When a server that is busy is worth another try.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -91,6 +94,12 @@ where
             let (peer, path) = (peer_of(&request), request.uri().path());
             warn!(%peer, path, code = ?status.code(), why = status.message(), "refused");
             return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
+        // Who may come without a token must not take the places of those who have one.
+        if request.uri().path().starts_with(OPEN) {
+            let answer = tokio::time::timeout(HEALTH, self.inner.call(request));
+            let late = || Status::deadline_exceeded("the question did not come").into_http();
+            return Box::pin(async move { answer.await.unwrap_or_else(|_| Ok(late())) });
         }
         let Ok(turn) = Arc::clone(&self.rules.in_flight).try_acquire_owned() else {
             let busy = retry_later(Code::ResourceExhausted, "too many requests are waiting for an answer", ASK_AGAIN);

@@ -123,8 +123,9 @@ pub async fn serve<S: Service>(
         }
     };
     info!(%address, tls = config.tls.is_some(), "listening");
-    if !address.ip().is_loopback() && config.tls.is_none() && config.tokens.write.is_none() {
-        warn!(%address, "OPEN TO EVERYBODY who can reach this address: neither certificates (--tls-cert) nor tokens are set");
+    let demands_certificates = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    if !address.ip().is_loopback() && !demands_certificates && config.tokens.write.is_none() {
+        warn!(%address, "OPEN TO EVERYBODY who can reach this address: callers need neither certificates nor tokens");
     }
     service.warm_up().await.map_err(ServeError::Setup)?;
     set_health(&health, &names, true).await;

@@ -80,13 +80,18 @@ impl EventLog {
     /// # Errors
     /// When the log cannot be read or written.
     pub fn salvage(path: &Path) -> Result<(), VolumeError> {
-        let text = fs::read(path).map_err(VolumeError::io(path))?;
+        let text = match fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(VolumeError::io(path))?,
+        };
         // A number may be what is damaged; no log has more events than lines, but for those of lines that ran together.
         let most = 2 * text.split(|byte| *byte == b'\n').count() as u64;
         let mut good = Vec::new();
         let mut next = 0;
-        for event in text.split(|byte| *byte == b'\n').filter_map(any_event) {
-            if !(next..most).contains(&event.number) {
+        let mut events = text.split(|byte| *byte == b'\n').filter_map(any_event).peekable();
+        while let Some(event) = events.next() {
+            let overtakes = events.peek().is_some_and(|after| after.number <= event.number);
+            if !(next..most).contains(&event.number) || overtakes {
                 continue;
             }
             for number in next..event.number {

@@ -1,6 +1,6 @@
 //! Checking what lies on a volume against what its records promise, and dropping what cannot be trusted.
 
-use crate::events::{Event, EventLog};
+use crate::events::EventLog;
 use crate::image_list::ImageEntry;
 use crate::publish::{self, TEMPORARY};
 use crate::records::{
@@ -10,6 +10,7 @@ use crate::records::{
 use crate::{EpochFolder, RunFolder, Volume, VolumeError, image_list, npy};
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,10 +63,8 @@ pub fn verify_run(volume: &Volume, id: &RunId) -> Result<Report, VolumeError> {
     if let Some(record) = &record {
         report.check_needed(&folder, record);
     }
-    if let (Some(images), Some(last)) = (&images, report.good_epochs.last().copied())
-        && let Some(good) = good_labels(volume, &folder, images, last)?
-    {
-        report.note(check_labels(&folder.labels_csv(), &good))?;
+    if let (Some(images), Some(record)) = (&images, &record) {
+        report.note(check_labels(volume, &folder, images, record, &report.good_epochs))?;
     }
     let digests = folder.digests_json();
     if digests.try_exists().map_err(VolumeError::io(&digests))?
@@ -187,36 +186,48 @@ pub fn repair_run(volume: &Volume, id: &RunId, report: &Report) -> Result<(), Vo
     }
     if let (Ok(images), Some(last)) = (read_images(&folder, Some(&record)), EpochId(record.epochs_done).previous())
         && let Some(good) = good_labels(volume, &folder, &images, last)?
-        && check_labels(&folder.labels_csv(), &good).is_err()
+        && check_labels(volume, &folder, &images, &record, &report.good_epochs).is_err()
     {
         publish::publish_bytes(&folder.labels_csv(), &good)?;
     }
     Ok(())
 }
 
-/// Makes `run.json` anew from the event of the run's creation, the list of images, and what is committed. Nothing is written
-/// where one of them cannot tell.
+/// Makes `run.json` anew from the events, the list of images, and what is committed. Nothing is written where one of them
+/// cannot tell.
 fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<(), VolumeError> {
-    let Ok(images) = image_list::read(&folder.images_csv()) else { return Ok(()) };
-    let Some(Created { spec, k, time }) = EventLog::read(&folder.events_jsonl())?.first().and_then(created) else {
+    let events = EventLog::read(&folder.events_jsonl())?;
+    let bodies = || events.iter().filter_map(|event| serde_json::from_str::<Value>(&event.json).ok());
+    let created = bodies().next().and_then(|first| serde_json::from_value::<Created>(first).ok());
+    let Some(created) = created.filter(|created| RunSpec::try_from(created.spec.clone()).is_ok()) else { return Ok(()) };
+    // A list that no event tells of may be damaged, too.
+    let checksums: Vec<String> = bodies().filter_map(|body| Some(body["images_csv"].as_str()?.to_owned())).collect();
+    let Some(images) = image_list::read_known(&folder.images_csv(), &checksums).ok().filter(|_| !checksums.is_empty()) else {
         return Ok(());
     };
     let (_, checksum) = image_list::to_csv(&images).map_err(VolumeError::io(&folder.images_csv()))?;
     let n_skipped = images.iter().filter(|image| image.skipped.is_some()).count();
+    let last = bodies().rfind(|body| body["event"] == "run");
+    let state = last.and_then(|last| serde_json::from_value::<RunState>(last["state"].clone()).ok());
+    let state = match state {
+        Some(ended @ (RunState::Cancelled | RunState::Failed)) => ended,
+        _ if epochs_done >= created.spec.epochs => RunState::Finished,
+        _ => RunState::Paused,
+    };
     let record = RunRecord {
         version: VERSION,
         run_id: id.to_string(),
-        created: time as u64,
-        state: if epochs_done >= spec.epochs { RunState::Finished } else { RunState::Paused },
-        spec,
-        resolved: ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: vec![checksum] },
+        created: created.time as u64,
+        state,
+        resolved: ResolvedRecord { k: created.k, n_images: images.len(), n_skipped, images_csv: vec![checksum] },
         message: "run.json was damaged, and made anew from the events".to_owned(),
         epochs_done,
-        request_id: String::new(),
-        priority: 0,
-        labels: BTreeMap::new(),
-        note: String::new(),
+        request_id: created.request_id,
+        priority: created.priority,
+        labels: created.labels,
+        note: created.note,
         traceparent: String::new(),
+        spec: created.spec,
     };
     publish_record(&folder.run_json(), &record)
 }
@@ -227,10 +238,10 @@ struct Created {
     spec: SpecRecord,
     k: u32,
     time: f64,
-}
-
-fn created(event: &Event) -> Option<Created> {
-    serde_json::from_str(&event.json).ok().filter(|created: &Created| RunSpec::try_from(created.spec.clone()).is_ok())
+    request_id: String,
+    priority: i32,
+    labels: BTreeMap<String, String>,
+    note: String,
 }
 
 fn read_images(folder: &RunFolder, record: Option<&RunRecord>) -> Result<Vec<ImageEntry>, VolumeError> {
@@ -260,9 +271,26 @@ fn good_labels(
     Ok(image_list::write_labels(&mut text, images, &labels, &distances).ok().map(|()| text))
 }
 
-fn check_labels(path: &Path, good: &[u8]) -> Result<(), VolumeError> {
-    let found = fs::read(path).map_err(VolumeError::io(path))?;
-    if found == good { Ok(()) } else { Err(VolumeError::corrupt(path, "is not what the last epoch's labels.npy says")) }
+/// `labels.csv` must be that of the last epoch that the record counts, or of one after it: it is written before an epoch counts.
+fn check_labels(
+    volume: &Volume,
+    folder: &RunFolder,
+    images: &[ImageEntry],
+    record: &RunRecord,
+    good_epochs: &[EpochId],
+) -> Result<(), VolumeError> {
+    let path = folder.labels_csv();
+    let mut candidates = good_epochs.iter().filter(|epoch| epoch.0 + 1 >= record.epochs_done).peekable();
+    if record.epochs_done == 0 || candidates.peek().is_none() {
+        return Ok(());
+    }
+    let found = fs::read(&path).map_err(VolumeError::io(&path))?;
+    for epoch in candidates {
+        if good_labels(volume, folder, images, *epoch)?.is_none_or(|good| good == found) {
+            return Ok(());
+        }
+    }
+    Err(VolumeError::corrupt(&path, "is not what the last epoch's labels.npy says"))
 }
 
 fn find_leftovers(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), VolumeError> {
