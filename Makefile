@@ -1,5 +1,5 @@
 # The few commands that people and CI need. Everything builds with one profile (release).
-.PHONY: setup build demo test chaos chaos-programs test-compose test-memory test-crops
+.PHONY: setup build demo test chaos chaos-programs test-compose test-scaling test-memory test-crops
 
 DEEPCLUSTER = target/release/deepcluster
 
@@ -42,6 +42,10 @@ FAILPOINTS = deepcluster-coordinator/failpoints,deepcluster-extractor/failpoints
 # The containers, for real: built, started, scaled, killed. Needs a Docker daemon.
 test-compose: .python/installed
 	tests/compose.sh
+
+# What a second extractor adds, each pinned to a core: a measurement, so not part of `test`.
+test-scaling: build
+	tests/scaling.sh
 
 # 200,000 x 4096 features through whitening and k-means under 1.5 GB; minutes, so not part of `test`.
 test-memory: setup

@@ -9,9 +9,7 @@ to=${1:?usage: deploy/cuda-libraries.sh DIR}
 fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT
 # Its dependencies for CUDA 13 come with it; those in Python are not needed.
-python3 -m pip download -q --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
-  --platform manylinux_2_27_x86_64 --platform manylinux_2_25_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
-  -d "$fresh" "torch==$TORCH"
+python3 -m pip download -q --no-cache-dir --only-binary=:all: -d "$fresh" "torch==$TORCH"
 python3 - "$fresh" "$to" <<'PYTHON'
 """Unpacks the shared libraries of all wheels into one folder."""
 import pathlib, shutil, sys, zipfile

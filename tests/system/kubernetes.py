@@ -149,7 +149,7 @@ def check_service(thing, metadata, spec, overlay, things):
     """One of the four: its ports, probes and variables agree with each other and with the other services."""
     name = thing["metadata"]["name"]
     (container,) = spec["containers"]
-    port, gpu = SERVICES[name], overlay == "gpu" and name in WORKERS
+    port, gpu = SERVICES[name], overlay == "gpu" and name in ("extractor", "trainer")
     variables = {entry["name"]: entry.get("value") or entry.get("valueFrom") for entry in container["env"]}
     cores = {"resourceFieldRef": {"resource": "limits.cpu"}}
     wanted = {

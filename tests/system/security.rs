@@ -237,6 +237,28 @@ async fn certificates_and_tokens_are_read_anew_when_they_change() {
     assert!(ended);
 }
 
+/// New tokens do not reach all machines at once; a run waits for them, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_token_that_comes_late_fails_no_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let volume = folder.path().join("volume");
+    let token = |of: &str, token: &str| publish_bytes(&folder.path().join(of), token.as_bytes()).unwrap();
+    token("workers", "new");
+    token("coordinator", "old");
+    let flag = |of: &str| format!("--worker-token-file={}", text(&folder.path().join(of)));
+    let workers = ["extractor", "clusterer", "trainer"].map(|kind| Service::start(kind, &volume, &[flag("workers")]));
+    let flags = [crate::stack::worker_flags(&workers), vec![flag("coordinator")]].concat();
+    let coordinator = Service::start("coordinator", &volume, &flags);
+    let mut runs = coordinator.runs();
+    let run_id = crate::stack::create(&mut runs, spec(1)).await.run_id;
+    let refused = |update: &watch_run_response::Update| matches!(update, watch_run_response::Update::Event(event) if event.kind == "fault" && event.json.contains("authorization"));
+    crate::stack::watch_until(&mut runs, &run_id, refused).await;
+    token("coordinator", "new");
+    let events = crate::stack::watch_until(&mut runs, &run_id, has_ended).await;
+    let told = events.iter().filter(|event| event.kind == "fault").count();
+    assert_eq!(told, 1, "however often it was refused: {events:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_files_are_refused_and_an_open_door_is_told_of() {
     let folder = tempfile::tempdir().unwrap();

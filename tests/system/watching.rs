@@ -90,6 +90,8 @@ async fn a_run_can_be_seen_in_numbers_and_in_one_trace() {
     assert!(value(&trainer, "deepcluster_loss") > 0.0 && value(&clusterer, "deepcluster_kmeans_objective") > 0.0);
     for (name, expected) in [
         ("deepcluster_epochs_total", 1.0),
+        ("deepcluster_runs{state=\"finished\"}", 1.0),
+        ("deepcluster_runs{state=\"running\"}", 0.0),
         ("deepcluster_shards_waiting", 0.0),
         ("deepcluster_shards_under_way", 0.0),
         ("deepcluster_shard_seconds_count", 4.0),

@@ -90,7 +90,7 @@ impl OneAssignment<'_> {
             requests.get(shard.0 as usize).cloned().ok_or_else(|| Status::internal(format!("there is no shard {shard}")))
         };
         let shards = Shards { request: &request, progress: &|_, _| {}, done: &done, failed: &|_| Ok(()) };
-        Extraction::new((0..requests.len() as u32).map(ShardId), call, shards).run(self.workers).await?;
+        Extraction::new((0..requests.len() as u32).map(ShardId), call, shards).run().await?;
         let extracted = extracted.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut reasons: Vec<Option<String>> = self.images.iter().map(|image| image.skipped.clone()).collect();
         for image in extracted.values().flat_map(|result| &result.skipped) {

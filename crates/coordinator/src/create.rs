@@ -12,7 +12,7 @@ use deepcluster_service::telemetry;
 use deepcluster_volume::records::{ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION};
 use deepcluster_volume::{VolumeError, events::seconds_since_1970, image_list, publish, space};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tonic::{Code, Status};
 
@@ -59,15 +59,15 @@ impl Runs {
         let (images, mut resolved) = images::list(&self.images, &new.spec)?;
         self.check_room(&new.spec, &resolved)?;
         let failed = |error: VolumeError| volume_status(&error);
-        let mut runs = self.lock();
+        let _one_at_a_time = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         // The list of a large folder takes its time, in which others may have come.
-        if let Some(run) = created_before(&runs, &new)? {
+        if let Some(run) = created_before(&self.lock(), &new)? {
             return Ok(run);
         }
-        self.check_queue(&runs)?;
+        self.check_queue(&self.lock())?;
         let volume = &self.workshop.volume;
         // A folder that is there may hold what is left of a run; its name is not given out again.
-        let is_free = |id: &RunId| !runs.contains_key(id) && std::fs::symlink_metadata(volume.run(id).path()).is_err();
+        let is_free = |id: &RunId| std::fs::symlink_metadata(volume.run(id).path()).is_err();
         let id = (1..).map(|n| format!("run-{n:04}")).filter_map(|name| name.parse::<RunId>().ok()).find(is_free);
         let id = id.ok_or_else(|| Status::resource_exhausted("no run id is left"))?;
         publish::create_folder(volume.run(&id).path()).map_err(failed)?;
@@ -96,9 +96,7 @@ impl Runs {
             failed(error)
         })?;
         let run = Arc::new(run);
-        runs.insert(id, Arc::clone(&run));
-        drop(runs);
-        self.tell_states();
+        self.lock().insert(id, Arc::clone(&run));
         self.wake();
         Ok(run)
     }

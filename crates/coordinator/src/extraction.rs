@@ -8,7 +8,7 @@
 
 use crate::members::{Member, Members};
 use crate::queue::{Queue, Work};
-use crate::workers::{Call, WAITING, Workers};
+use crate::workers::{Call, WAITING};
 use deepcluster_domain::ShardId;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, Progress};
 use deepcluster_service::requests::is_no_room;
@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// How often an extractor without work looks whether another is late with a shard.
 const LOOK_FOR_LATE: Duration = Duration::from_secs(1);
@@ -70,12 +70,12 @@ impl<'a> Extraction<'a> {
     ///
     /// # Errors
     /// What an extractor or `done` says once trying again is no use; CANCELLED when stopped.
-    pub async fn run(self, workers: &Workers) -> Result<(), Status> {
+    pub async fn run(self) -> Result<(), Status> {
         if self.lock().is_done() {
             return Ok(());
         }
         let (tell, mut found) = mpsc::unbounded_channel();
-        let members = Members::new(workers, self.call);
+        let members = Members::new(self.call);
         let look = members.look(&tell);
         tokio::pin!(look);
         let mut at_work = FuturesUnordered::new();
@@ -86,7 +86,7 @@ impl<'a> Extraction<'a> {
                 Some(left) = at_work.next(), if !at_work.is_empty() => match left? {
                     (member, Some(last)) if !members.others_are_left(&member, &last) => return Err(last),
                     (member, Some(last)) => members.tell_of_loss(&member, &last),
-                    (member, None) => members.forget(&member),
+                    (member, None) => info!(extractor = %member.address, "gone"),
                 },
                 () = self.finished.cancelled() => return Ok(()),
                 () = self.call.stop.cancelled() => return Err(crate::workers::stopped()),

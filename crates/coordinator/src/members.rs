@@ -1,7 +1,7 @@
 //! The extractors that names stand for: looked up again and again, asked for their health, given time after failures.
 
 use crate::retry::{Retry, jittered};
-use crate::workers::{Call, Workers};
+use crate::workers::Call;
 use metrics::gauge;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -75,7 +75,7 @@ impl Member {
         while !self.ready.load(Ordering::Relaxed) {
             let mut health = HealthClient::new(self.channel());
             let question = health.check(HealthCheckRequest { service: SERVICE.to_owned() });
-            match tokio::time::timeout(call.patience.silence, question).await {
+            match tokio::time::timeout(call.workers.patience.silence, question).await {
                 Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => {
                     info!(extractor = %self.address, "ready");
                     self.ready.store(true, Ordering::Relaxed);
@@ -140,7 +140,6 @@ impl Member {
 
 /// All extractors that are known at present.
 pub(crate) struct Members<'a> {
-    workers: &'a Workers,
     call: Call<'a>,
     known: Mutex<BTreeMap<SocketAddr, Arc<Member>>>,
     /// Why the last one gave up that did.
@@ -148,8 +147,8 @@ pub(crate) struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    pub(crate) fn new(workers: &'a Workers, call: Call<'a>) -> Self {
-        Self { workers, call, known: Mutex::default(), last: Mutex::default() }
+    pub(crate) fn new(call: Call<'a>) -> Self {
+        Self { call, known: Mutex::default(), last: Mutex::default() }
     }
 
     /// Looks the names up every few seconds, tells of every address that is new, and bids farewell to those that are gone.
@@ -159,7 +158,7 @@ impl<'a> Members<'a> {
         loop {
             let (found, trouble) = self.look_up().await;
             for (address, name) in found.iter().filter(|(address, _)| !self.known().contains_key(address)) {
-                match self.workers.extractor_at(*address, name) {
+                match self.call.workers.extractor_at(*address, name) {
                     Ok(channel) => {
                         let member = Arc::new(Member::new(*address, name, channel));
                         self.known().insert(*address, Arc::clone(&member));
@@ -180,15 +179,15 @@ impl<'a> Members<'a> {
             let n_ready = self.known().values().filter(is_ready).count();
             gauge!("deepcluster_extractors_ready").set(n_ready as f64);
             looks_in_vain = if n_ready == 0 { looks_in_vain + 1 } else { 0 };
-            // The first look is too early to tell, and one word is enough.
+            // The first look is too early to tell.
+            if looks_in_vain >= 2
+                && let Some(last) = self.without_hope()
+            {
+                return last;
+            }
+            // One word is enough.
             if looks_in_vain == 2 {
-                // Those that never were there are no reason to wait for when all others have given up.
-                let hope = self.known().values().any(|other| !other.has_given_up() && other.was_ready.load(Ordering::Relaxed));
-                let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                if let Some(last) = last.filter(|_| !hope) {
-                    return last;
-                }
-                let (names, n_known) = (self.workers.extractors.join(", "), self.known().len());
+                let (names, n_known) = (self.call.workers.extractors.join(", "), self.known().len());
                 let why = trouble.into_values().next();
                 let why = why.unwrap_or_else(|| format!("{n_known} addresses, of which none says that it is ready"));
                 (self.call.fault)(&Status::unavailable(format!("waiting for an extractor; {names}: {why}")));
@@ -201,13 +200,20 @@ impl<'a> Members<'a> {
     async fn look_up(&self) -> (BTreeMap<SocketAddr, &'a str>, BTreeMap<&'a str, String>) {
         let mut found = BTreeMap::new();
         let mut trouble = BTreeMap::new();
-        for name in &self.workers.extractors {
+        for name in &self.call.workers.extractors {
             match tokio::net::lookup_host(name).await {
                 Ok(addresses) => found.extend(addresses.map(|address| (address, name.as_str()))),
                 Err(error) => drop(trouble.insert(name.as_str(), error.to_string())),
             }
         }
         (found, trouble)
+    }
+
+    /// Why the last extractor gave up, when those that have not were never there: they are no reason to wait.
+    fn without_hope(&self) -> Option<Status> {
+        let hope = self.known().values().any(|other| !other.has_given_up() && other.was_ready.load(Ordering::Relaxed));
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        last.filter(|_| !hope)
     }
 
     /// Whether any extractor is left that has not given up, after this one has.
@@ -221,10 +227,6 @@ impl<'a> Members<'a> {
         let (address, why) = (member.address, last.message());
         warn!(extractor = %address, why, "gets no more shards in this epoch");
         (self.call.fault)(&Status::new(last.code(), format!("{address} gets no more shards in this epoch: {why}")));
-    }
-
-    pub(crate) fn forget(&self, member: &Member) {
-        info!(extractor = %member.address, "gone");
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Arc<Member>>> {

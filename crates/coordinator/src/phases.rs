@@ -56,7 +56,7 @@ impl EpochRunner<'_> {
             call,
             Shards { request: &request, progress: &progress, done: &done, failed: &failed_try },
         );
-        shards.run(&self.workshop.workers).await?;
+        shards.run().await?;
         self.note_skipped()
     }
 

@@ -10,8 +10,8 @@ use tracing::warn;
 /// First and longest pause before a call is tried again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// How often a call may end in INTERNAL, DATA_LOSS or a limit of the worker before the run fails. A file that was published a moment ago may not be
-/// seen yet through a network file system.
+/// How often a call may end in INTERNAL, DATA_LOSS or a limit of the worker before the run fails. A file that was published a
+/// moment ago may not be seen yet through a network file system.
 const FAULTY_TRIES: u32 = 5;
 
 /// How often in a row a worker may go away in the middle of the same work before the run fails: by then it is the work that

@@ -5,7 +5,6 @@ use crate::create::NewRun;
 use crate::list;
 use crate::run::{News, Run};
 use crate::runs::Runs;
-use deepcluster_domain::Tags;
 use deepcluster_proto::v1::runs_server::Runs as RunsRpc;
 use deepcluster_proto::v1::*;
 use deepcluster_proto::{retry_later, tags_of};
@@ -67,23 +66,20 @@ impl RunsRpc for Rpc {
     async fn update_run(&self, request: Request<UpdateRunRequest>) -> Result<Response<UpdateRunResponse>, Status> {
         let request = request.into_inner();
         let run = self.runs.get(&request.run_id)?;
-        let (priority, labels, note) = (request.priority, request.labels.map(|labels| labels.labels), request.note);
+        let (priority, has_labels, has_note) = (request.priority, request.labels.is_some(), request.note.is_some());
         // Each has limits of its own, so what is absent need not be known.
-        let Tags { labels: checked, .. } =
-            tags_of(priority.unwrap_or(0), labels.clone().unwrap_or_default(), note.clone().unwrap_or_default())?;
-        let run = blocking(move || {
-            let change = |record: &mut RunRecord| {
-                record.priority = priority.unwrap_or(record.priority);
-                if labels.is_some() {
-                    record.labels = checked;
-                }
-                if let Some(note) = note {
-                    record.note = note;
-                }
-            };
-            run.update(change).map(|()| run).map_err(|error| volume_status(&error))
-        })
-        .await?;
+        let labels = request.labels.unwrap_or_default().labels;
+        let tags = tags_of(priority.unwrap_or(0), labels, request.note.unwrap_or_default())?;
+        let change = move |record: &mut RunRecord| {
+            record.priority = priority.unwrap_or(record.priority);
+            if has_labels {
+                record.labels = tags.labels;
+            }
+            if has_note {
+                record.note = tags.note;
+            }
+        };
+        let run = blocking(move || run.update(change).map(|()| run).map_err(|error| volume_status(&error))).await?;
         Ok(Response::new(UpdateRunResponse { run: Some(run.to_wire()) }))
     }
 
@@ -106,7 +102,6 @@ impl RunsRpc for Rpc {
     async fn pause_run(&self, request: Request<PauseRunRequest>) -> Result<Response<PauseRunResponse>, Status> {
         let run = self.runs.get(&request.into_inner().run_id)?;
         let run = blocking(move || change(run, &[State::Queued, State::Running], State::Paused)).await?;
-        self.runs.tell_states();
         Ok(Response::new(PauseRunResponse { run: Some(run.to_wire()) }))
     }
 
@@ -118,7 +113,6 @@ impl RunsRpc for Rpc {
             change(run, from, State::Queued)
         })
         .await?;
-        self.runs.tell_states();
         self.runs.wake();
         Ok(Response::new(ResumeRunResponse { run: Some(run.to_wire()) }))
     }
@@ -127,7 +121,6 @@ impl RunsRpc for Rpc {
         let from = &[State::Queued, State::Running, State::Paused, State::Failed];
         let run = self.runs.get(&request.into_inner().run_id)?;
         let run = blocking(move || change(run, from, State::Cancelled)).await?;
-        self.runs.tell_states();
         Ok(Response::new(CancelRunResponse { run: Some(run.to_wire()) }))
     }
 

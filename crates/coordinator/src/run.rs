@@ -6,6 +6,7 @@ use deepcluster_volume::events::{Event, EventLog, Severity};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::records::{ResolvedRecord, RunRecord, RunState, publish_record, read_record};
 use deepcluster_volume::{RunFolder, Volume, VolumeError, publish, space};
+use metrics::gauge;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -72,6 +73,7 @@ impl Run {
             "priority": record.priority, "labels": record.labels, "note": record.note,
         });
         run.event("run", Severity::Info, resolved)?;
+        count_state(record.state, 1.0);
         Ok(run)
     }
 
@@ -102,6 +104,7 @@ impl Run {
             )?;
         }
         run.tell_state()?;
+        count_state(run.record().state, 1.0);
         Ok(run)
     }
 
@@ -149,7 +152,8 @@ impl Run {
         image_list::read_known(&self.folder.images_csv(), &self.record().resolved.images_csv)
     }
 
-    /// Publishes another list of images, whose checksum it returns, and what follows from it. Until both are done, either list is trusted.
+    /// Publishes another list of images, whose checksum it returns, and what follows from it. Until both are done, either list
+    /// is trusted.
     ///
     /// # Errors
     /// When the volume cannot be written.
@@ -204,6 +208,8 @@ impl Run {
         }
         let record = RunRecord { state: new, message, ..state.record.clone() };
         self.with_reserve(|| publish_record(&self.folder.run_json(), &record))?;
+        count_state(state.record.state, -1.0);
+        count_state(new, 1.0);
         state.record = record;
         if new == RunState::Queued {
             state.stop = CancellationToken::new();
@@ -317,6 +323,11 @@ impl Run {
         // A panic while it was held would have left at most a stale copy: everything that counts is on the volume.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells Prometheus of one run more or less in a state.
+fn count_state(state: RunState, change: f64) {
+    gauge!("deepcluster_runs", "state" => state.to_string()).increment(change);
 }
 
 pub(crate) fn wire_state(state: RunState) -> v1::RunState {

@@ -14,7 +14,6 @@ use deepcluster_volume::events::Severity;
 use deepcluster_volume::records::RunState;
 use deepcluster_volume::verify::verified_epoch;
 use deepcluster_volume::{VolumeError, space};
-use metrics::gauge;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,6 +34,8 @@ pub struct Runs {
     /// The root of all folders of images.
     pub images: PathBuf,
     runs: Mutex<BTreeMap<RunId, Arc<Run>>>,
+    /// Held by who creates a run. The runs themselves are not held meanwhile, or one slow disk would silence every answer.
+    pub(crate) creating: Mutex<()>,
     wake: Notify,
     /// How much it takes on.
     pub limits: Limits,
@@ -70,7 +71,7 @@ impl Runs {
             };
             runs.insert(id, Arc::new(run));
         }
-        Ok(Self { workshop, images, runs: Mutex::new(runs), wake: Notify::new(), limits })
+        Ok(Self { workshop, images, runs: Mutex::new(runs), creating: Mutex::default(), wake: Notify::new(), limits })
     }
 
     /// One run.
@@ -119,7 +120,6 @@ impl Runs {
     pub async fn run_epochs(&self, shutdown: &CancellationToken) {
         let mut last: Option<RunId> = None;
         while !shutdown.is_cancelled() {
-            self.tell_states();
             let Some(run) = self.next_run(last.as_ref()) else {
                 tokio::select! {
                     () = self.wake.notified() => continue,
@@ -176,17 +176,6 @@ impl Runs {
         )
     }
 
-    /// Tells Prometheus how many runs there are of every state.
-    pub(crate) fn tell_states(&self) {
-        let all = self.all();
-        let states =
-            [RunState::Queued, RunState::Running, RunState::Paused, RunState::Finished, RunState::Cancelled, RunState::Failed];
-        for state in states {
-            let n = all.iter().filter(|run| run.record().state == state).count();
-            gauge!("deepcluster_runs", "state" => state.to_string()).set(n as f64);
-        }
-    }
-
     /// The runnable run whose turn comes after `last`: of those with the highest priority, the next one.
     fn next_run(&self, last: Option<&RunId>) -> Option<Arc<Run>> {
         let mut runnable: Vec<_> =
@@ -200,7 +189,6 @@ impl Runs {
     async fn one_epoch(&self, run: &Run) -> Result<(), Status> {
         let failed = |error: VolumeError| volume_status(&error);
         if run.enter(&[RunState::Queued], RunState::Running, "").map_err(failed)? {
-            self.tell_states();
             step_back(&self.workshop.volume, run).map_err(failed)?;
         }
         let epochs_done = run.record().epochs_done;

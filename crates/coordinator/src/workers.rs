@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 /// How long a worker may show no sign of life, and none of getting on, before it counts as lost.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +110,7 @@ impl Workers {
         progress: &'a (dyn Fn(Progress) + Sync),
         fault: &'a (dyn Fn(&Status) + Sync),
     ) -> Call<'a> {
-        Call { workers: self, stop, progress, fault, patience: self.patience }
+        Call { workers: self, stop, progress, fault }
     }
 }
 
@@ -130,8 +130,6 @@ pub struct Call<'a> {
     pub progress: &'a (dyn Fn(Progress) + Sync),
     /// Told of every try that failed and is made again.
     pub fault: &'a (dyn Fn(&Status) + Sync),
-    /// With the worker.
-    pub patience: Patience,
 }
 
 impl Call<'_> {
@@ -142,7 +140,7 @@ impl Call<'_> {
     pub async fn extract_once(&self, worker: Channel, request: ExtractRequest) -> Result<ExtractResult, Status> {
         self.unless_stopped(async {
             let mut client = ExtractorClient::new(worker).max_decoding_message_size(LARGEST_ANSWER);
-            let stream = client.extract(self.request(request)?).await.map_err(at_the_start)?.into_inner();
+            let stream = begun(client.extract(self.request(request)?).await)?;
             let read = |message: ExtractResponse| match message.update? {
                 extract_response::Update::Progress(progress) => Some(Step::Progress(progress)),
                 extract_response::Update::Result(result) => Some(Step::Done(result)),
@@ -167,11 +165,8 @@ impl Call<'_> {
             cluster_response::Update::Result(result) => Some(Step::Done(result)),
         };
         self.retried(saved, async |saved| {
-            let stream = ClustererClient::new(self.workers.of_name(&self.workers.clusterer)?)
-                .cluster(self.request(request()?)?)
-                .await?
-                .into_inner();
-            self.follow(stream, read, saved).await
+            let mut client = ClustererClient::new(self.workers.of_name(&self.workers.clusterer)?);
+            self.follow(begun(client.cluster(self.request(request()?)?).await)?, read, saved).await
         })
         .await
     }
@@ -186,11 +181,8 @@ impl Call<'_> {
             assign_response::Update::Result(result) => Some(Step::Done(result)),
         };
         self.retried(&|never: Infallible| match never {}, async |saved| {
-            let stream = ClustererClient::new(self.workers.of_name(&self.workers.clusterer)?)
-                .assign(self.request(request.clone())?)
-                .await?
-                .into_inner();
-            self.follow(stream, read, saved).await
+            let mut client = ClustererClient::new(self.workers.of_name(&self.workers.clusterer)?);
+            self.follow(begun(client.assign(self.request(request.clone())?).await)?, read, saved).await
         })
         .await
     }
@@ -212,7 +204,7 @@ impl Call<'_> {
         self.retried(saved, async |saved| {
             let mut client =
                 TrainerClient::new(self.workers.of_name(&self.workers.trainer)?).max_decoding_message_size(LARGEST_ANSWER);
-            self.follow(client.train(self.request(request()?)?).await.map_err(at_the_start)?.into_inner(), read, saved).await
+            self.follow(begun(client.train(self.request(request()?)?).await)?, read, saved).await
         })
         .await
     }
@@ -237,7 +229,7 @@ impl Call<'_> {
         read: impl Fn(M) -> Option<Step<S, R>>,
         saved: Saved<'_, S>,
     ) -> Result<R, Status> {
-        let Patience { silence, standstill } = self.patience;
+        let Patience { silence, standstill } = self.workers.patience;
         let mut last = (String::new(), 0);
         let mut moved = Instant::now();
         loop {
@@ -305,6 +297,11 @@ impl Call<'_> {
             outcome = work => outcome,
         }
     }
+}
+
+/// The answer of a worker that has begun one.
+fn begun<M>(answer: Result<Response<Streaming<M>>, Status>) -> Result<Streaming<M>, Status> {
+    answer.map(Response::into_inner).map_err(at_the_start)
 }
 
 /// What ends a call when its run is stopped.

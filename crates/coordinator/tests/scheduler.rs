@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -103,12 +104,20 @@ struct Outcome {
 
 /// Computes `n` shards on these extractors.
 async fn extract(n: u32, addresses: &[SocketAddr]) -> Outcome {
+    extract_telling(n, addresses, Arc::default()).await
+}
+
+/// The same; `told` hears of every fault.
+async fn extract_telling(n: u32, addresses: &[SocketAddr], told: Arc<Notify>) -> Outcome {
     let names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let patience = Patience { silence: Duration::from_secs(20), standstill: Duration::from_secs(600) };
     let workers = Workers::new(&names, "127.0.0.1:1", "127.0.0.1:1", patience, ClientSecurity::default()).unwrap();
     let (results, faults) = (Mutex::new(BTreeMap::<ShardId, u32>::new()), Mutex::new(Vec::new()));
     let stop = CancellationToken::new();
-    let fault = |status: &Status| faults.lock().unwrap().push(status.message().to_owned());
+    let fault = |status: &Status| {
+        faults.lock().unwrap().push(status.message().to_owned());
+        told.notify_one();
+    };
     let call = workers.call(&stop, &|_| {}, &fault);
     let request = |shard: ShardId| Ok(ExtractRequest { shard: shard.0, ..ExtractRequest::default() });
     let done = |shard, _| {
@@ -116,7 +125,7 @@ async fn extract(n: u32, addresses: &[SocketAddr]) -> Outcome {
         Ok(())
     };
     let shards = Shards { request: &request, progress: &|_, _| {}, done: &done, failed: &|_| Ok(()) };
-    let end = Extraction::new((0..n).map(ShardId), call, shards).run(&workers).await.err();
+    let end = Extraction::new((0..n).map(ShardId), call, shards).run().await.err();
     Outcome { results: results.into_inner().unwrap(), faults: faults.into_inner().unwrap(), end }
 }
 
@@ -192,12 +201,23 @@ async fn only_the_last_extractor_that_gives_up_ends_the_phase() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_extractors_the_phase_waits_and_says_so() {
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let phase = tokio::spawn(async move { extract(3, &[free]).await });
-    tokio::time::sleep(Duration::from_millis(5500)).await;
-    assert!(!phase.is_finished());
-    sleeper_at(free, Duration::ZERO, false).await;
-    let outcome = phase.await.unwrap();
+    let (alone, told) = ([free], Arc::new(Notify::new()));
+    let comes_late = async {
+        told.notified().await;
+        sleeper_at(free, Duration::ZERO, false).await
+    };
+    let (outcome, _late) = tokio::join!(extract_telling(3, &alone, Arc::clone(&told)), comes_late);
     assert_eq!(outcome.results, each_once(3));
     assert_eq!(outcome.faults.len(), 1, "{:?}", outcome.faults);
     assert!(outcome.faults[0].contains("waiting for an extractor"), "{:?}", outcome.faults);
+}
+
+/// One cannot do its work, and the other never comes: there is nobody to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extractor_that_was_never_there_keeps_no_failure_waiting() {
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let blind = sleeper(Duration::ZERO, true).await;
+    let outcome = extract(3, &[blind.address, free]).await;
+    assert_eq!(outcome.end.unwrap().message(), "images: holds none");
+    assert!(outcome.results.is_empty());
 }

@@ -264,9 +264,13 @@ fn good_labels(
     images: &[ImageEntry],
     epoch: EpochId,
 ) -> Result<Option<Vec<u8>>, VolumeError> {
-    let Ok(manifest) = verified_epoch(volume, &folder.epoch(epoch)) else { return Ok(None) };
-    let labels = npy::read_i32(&volume.resolve(&manifest.files.labels.path)?)?;
-    let (_, distances) = npy::read_f32(&volume.resolve(&manifest.files.distances.path)?)?;
+    // Of these two alone: checkpoints are large, and not asked for here.
+    let verified = |manifest: EpochManifest| -> Result<_, VolumeError> {
+        Ok((volume.verified(&manifest.files.labels)?, volume.verified(&manifest.files.distances)?))
+    };
+    let Ok((labels, distances)) = read_record(&folder.epoch(epoch).epoch_json()).and_then(verified) else { return Ok(None) };
+    let labels = npy::read_i32(&labels)?;
+    let (_, distances) = npy::read_f32(&distances)?;
     let mut text = Vec::new();
     Ok(image_list::write_labels(&mut text, images, &labels, &distances).ok().map(|()| text))
 }
