@@ -107,6 +107,27 @@ async fn runs_are_listed_by_page_and_filter_and_tagged_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn streams_beyond_the_limit_of_a_connection_are_refused_until_one_ends() {
+    let (_folder, coordinator) = alone(&["--streams-limit=3"]);
+    let mut runs = coordinator.runs();
+    let run_id = runs.create_run(request("", 0, "red")).await.unwrap().into_inner().run.unwrap().run_id;
+    let watch = || WatchRunRequest { run_id: run_id.clone(), from_event: 0 };
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(runs.watch_run(watch()).await.unwrap());
+    }
+    let refused = runs.watch_run(watch()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert!(refused.message().contains("streams") && refused.get_details_retry_info().is_some(), "{refused:?}");
+    coordinator.runs().watch_run(watch()).await.expect("another connection has streams of its own");
+    open.pop();
+    // The coordinator hears of it a moment later.
+    while runs.watch_run(watch()).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watchers_beyond_the_limit_are_refused_until_one_leaves() {
     let (_folder, coordinator) = alone(&["--watchers-limit=1"]);
     let mut runs = coordinator.runs();

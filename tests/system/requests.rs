@@ -193,10 +193,12 @@ async fn odd_requests_to_workers_are_refused() {
             output: output.clone(),
             whiten: any_of(&mut runner, &file()),
             centroids: any_of(&mut runner, &file()),
+            device: any_of(&mut runner, &text),
         };
         judge_stream(&format!("{request:?}"), clusterer.cluster(request.clone())).await;
         let (whiten, centroids) = (any_of(&mut runner, &file()), any_of(&mut runner, &file()));
-        let request = AssignRequest { features, whiten, centroids, output: output.clone() };
+        let device = any_of(&mut runner, &text);
+        let request = AssignRequest { features, whiten, centroids, output: output.clone(), device };
         judge_stream(&format!("{request:?}"), clusterer.assign(request.clone())).await;
         let request = TrainRequest {
             run_id,

@@ -1,7 +1,7 @@
 //! One clustering, from request to result.
 
-use deepcluster_clustering::{ClusteringError, Features, Whitening, kmeans};
-use deepcluster_domain::{EpochId, Seeds};
+use deepcluster_clustering::{ClusteringError, Device, Features, Whitening, kmeans};
+use deepcluster_domain::{DeviceChoice, EpochId, Seeds};
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::cluster_saved::File as Saved;
 use deepcluster_proto::v1::{AssignRequest, AssignResult, ClusterRequest, ClusterResult, File, Progress};
@@ -32,6 +32,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
     if request.centroids.is_some() && request.whiten.is_none() {
         return Err(FieldError::new("whiten", "is missing, and the centroids are of no use without it").into());
     }
+    let device = device(&request.device)?;
     let list = requests::verified(volume, "images", request.images.as_ref())?;
     let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
     let features = open(volume, &request.features, Some(entries.iter().map(|entry| entry.skipped.is_none()).collect()))?;
@@ -57,7 +58,8 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
         Some(file) => (read_centroids(volume, file, request.k, dims)?, file.clone()),
         None => {
             let seed = kmeans::seed(seeds);
-            let centroids = kmeans::kmeans(&points, dims, request.k, request.iterations, seed, &mut tell).map_err(failed)?;
+            let centroids =
+                kmeans::kmeans(&points, dims, request.k, request.iterations, seed, device, &mut tell).map_err(failed)?;
             let shape = [request.k as usize, dims];
             let publish = |path: &Path| npy::publish_f32(path, &shape, &centroids).map_err(|error| volume_status(&error));
             let file = output.publish("centroids.npy", publish)?;
@@ -65,7 +67,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
             (centroids, file)
         }
     };
-    let assigned = kmeans::assign(&points, &centroids, dims, &mut tell).map_err(failed)?;
+    let assigned = kmeans::assign(&points, &centroids, dims, device, &mut tell).map_err(failed)?;
     tell("write", 0, 0).map_err(failed)?;
     let objective = assigned.objective();
     let mut labels = vec![SKIPPED; features.n_rows()];
@@ -76,7 +78,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
     }
     let [labels, distances] = output.labels_and_distances(&labels, &distances)?;
     gauge!("deepcluster_kmeans_objective").set(objective);
-    info!(epoch = request.epoch, images = features.n_kept(), dims, objective, "clustering finished");
+    info!(epoch = request.epoch, images = features.n_kept(), dims, objective, %device, "clustering finished");
     Ok(ClusterResult {
         labels: Some(labels),
         distances: Some(distances),
@@ -90,6 +92,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
 /// Assigns features to stored clusters and publishes what came out.
 pub(crate) fn assign(volume: &Volume, request: &AssignRequest, context: &JobContext) -> Result<AssignResult, Status> {
     let output = Output { volume, folder: requests::output(volume, &request.output)? };
+    let device = device(&request.device)?;
     let whiten = requests::verified(volume, "whiten", request.whiten.as_ref())?;
     let centroids = requests::verified(volume, "centroids", request.centroids.as_ref())?;
     let features = open(volume, &request.features, None)?;
@@ -101,7 +104,7 @@ pub(crate) fn assign(volume: &Volume, request: &AssignRequest, context: &JobCont
         return Err(FieldError::new("centroids", "do not fit the whitening").into());
     }
     let points = whitening.apply(&features, &mut tell).map_err(failed)?;
-    let assigned = kmeans::assign(&points, &centroids, whitening.dims(), &mut tell).map_err(failed)?;
+    let assigned = kmeans::assign(&points, &centroids, whitening.dims(), device, &mut tell).map_err(failed)?;
     let [labels, distances] = output.labels_and_distances(&assigned.labels, &assigned.distances)?;
     Ok(AssignResult { labels: Some(labels), distances: Some(distances) })
 }
@@ -126,6 +129,14 @@ impl Output<'_> {
             self.publish("distances.npy", |path| npy::publish_f32(path, &[distances.len()], distances).map_err(failed))?,
         ])
     }
+}
+
+fn device(text: &str) -> Result<Device, Status> {
+    let choice = match text {
+        "" => DeviceChoice::Auto,
+        text => text.parse().map_err(|error| FieldError::new("device", error))?,
+    };
+    Ok(Device::find(choice))
 }
 
 /// Centroids that an earlier call saved.

@@ -1,10 +1,8 @@
 //! k-means through faiss (recipe, step 3).
 
-use crate::{ClusteringError, Progress};
+use crate::{ClusteringError, Device, Progress};
 use deepcluster_domain::{Purpose, Seeds};
 use faiss::cluster::{Clustering, ClusteringParameters};
-use faiss::index::Index;
-use faiss::index::flat::FlatIndexImpl;
 
 /// Points that are looked up at a time.
 const BLOCK: usize = 65_536;
@@ -41,6 +39,7 @@ pub fn kmeans(
     k: u32,
     iterations: u32,
     seed: u32,
+    device: Device,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<f32>, ClusteringError> {
     let n = points.len() / dims;
@@ -55,8 +54,7 @@ pub fn kmeans(
     // No subsampling.
     parameters.set_max_points_per_centroid(i32::MAX as u32 / k.max(1));
     let mut clustering = Clustering::new_with_params(dims as u32, k, &parameters)?;
-    let mut index = FlatIndexImpl::new_l2(dims as u32)?;
-    clustering.train(points, &mut index)?;
+    device.with_index(dims, |index| index.train(&mut clustering, points))?;
     progress("k-means", u64::from(iterations), u64::from(iterations))?;
     Ok(clustering.centroids()?.concat())
 }
@@ -65,20 +63,28 @@ pub fn kmeans(
 ///
 /// # Errors
 /// When faiss refuses, or `progress` says so.
-pub fn assign(points: &[f32], centroids: &[f32], dims: usize, progress: &mut Progress<'_>) -> Result<Assigned, ClusteringError> {
-    let mut index = FlatIndexImpl::new_l2(dims as u32)?;
-    index.add(centroids)?;
+pub fn assign(
+    points: &[f32],
+    centroids: &[f32],
+    dims: usize,
+    device: Device,
+    progress: &mut Progress<'_>,
+) -> Result<Assigned, ClusteringError> {
     let n = points.len() / dims;
     let (mut labels, mut distances) = (Vec::with_capacity(n), Vec::with_capacity(n));
-    for block in points.chunks(BLOCK * dims) {
-        let found = index.search(block, 1)?;
-        for label in &found.labels {
-            let label = label.get().ok_or_else(|| ClusteringError::Faiss("a point has no nearest centroid".to_owned()))?;
-            labels.push(label as i32);
+    device.with_index(dims, |index| {
+        index.add(centroids)?;
+        for block in points.chunks(BLOCK * dims) {
+            let found = index.nearest(block)?;
+            for label in &found.labels {
+                let label = label.get().ok_or_else(|| ClusteringError::Faiss("a point has no nearest centroid".to_owned()))?;
+                labels.push(label as i32);
+            }
+            // faiss computes |x|² + |c|² − 2xc, which rounding can make a little negative.
+            distances.extend(found.distances.iter().map(|distance| distance.max(0.0)));
+            progress("assign", labels.len() as u64, n as u64)?;
         }
-        // faiss computes |x|² + |c|² − 2xc, which rounding can make a little negative.
-        distances.extend(found.distances.iter().map(|distance| distance.max(0.0)));
-        progress("assign", labels.len() as u64, n as u64)?;
-    }
+        Ok(())
+    })?;
     Ok(Assigned { labels, distances })
 }

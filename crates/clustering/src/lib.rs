@@ -6,14 +6,16 @@
 //!
 //! Features are never held whole: blocks of them pass by three times. What stays in memory is one covariance matrix
 //! and the whitened rows, `[N, 256]`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod device;
 pub mod eigen;
 pub mod error;
 pub mod features;
 pub mod kmeans;
 pub mod whitening;
 
+pub use device::Device;
 pub use error::ClusteringError;
 pub use features::Features;
 pub use kmeans::Assigned;

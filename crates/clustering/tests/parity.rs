@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use deepcluster_clustering::kmeans::{assign, kmeans};
-use deepcluster_clustering::{ClusteringError, Features, Whitening};
+use deepcluster_clustering::{ClusteringError, Device, Features, Whitening};
 use deepcluster_domain::{EpochId, Seeds, scores};
 use deepcluster_volume::npy::{self, ArrayWriter, ElementType};
 use std::path::{Path, PathBuf};
@@ -63,15 +63,15 @@ fn whitening_and_kmeans_are_faiss_s() {
     println!("Gram matrix: {worst:.2e}");
     assert!(worst <= 1e-3, "Gram matrix is off by {worst}");
 
-    let centroids = kmeans(&w, out, k, 20, 7, &mut quiet).unwrap();
-    let clusters = assign(&w, &centroids, out, &mut quiet).unwrap();
+    let centroids = kmeans(&w, out, k, 20, 7, Device::Cpu, &mut quiet).unwrap();
+    let clusters = assign(&w, &centroids, out, Device::Cpu, &mut quiet).unwrap();
     let case: serde_json::Value = serde_json::from_slice(&std::fs::read(parity().join("cases.json")).unwrap()).unwrap();
     let expected = case["cluster"]["objective"].as_f64().unwrap();
     println!("objective: {} (faiss {expected})", clusters.objective());
     assert!((clusters.objective() / expected - 1.0).abs() <= 0.01, "objective {}", clusters.objective());
     let truth: Vec<i32> = (0..n as i32).map(|row| row % 15).collect();
     assert!(scores::nmi(&truth, &clusters.labels) > 0.93);
-    assert_eq!(centroids, kmeans(&w, out, k, 20, 7, &mut quiet).unwrap(), "the same seed gives the same clusters");
+    assert_eq!(centroids, kmeans(&w, out, k, 20, 7, Device::Cpu, &mut quiet).unwrap(), "the same seed gives the same clusters");
 
     let path = folder.path().join("whiten.safetensors");
     whitening.publish(&path).unwrap();
@@ -116,7 +116,7 @@ fn odd_features_are_named_dropped_or_left_zero() {
     let same = Features::open(&shards(folder.path(), &[1.5; 40], 4, 5), None).unwrap();
     let refused = Whitening::fit(&same, 4, seeds(), &mut quiet).unwrap_err().to_string();
     assert!(refused.contains("same features"), "{refused}");
-    assert!(kmeans(&[0.0; 6], 2, 4, 20, 7, &mut quiet).is_err());
+    assert!(kmeans(&[0.0; 6], 2, 4, 20, 7, Device::Cpu, &mut quiet).is_err());
 }
 
 /// The peak of resident memory of this process so far, in bytes.
@@ -152,8 +152,8 @@ fn memory_stays_bounded() {
     let whitening = Whitening::fit(&features, 256, seeds(), &mut quiet).unwrap();
     println!("whitening to {} dimensions after {:.0} s", whitening.dims(), start.elapsed().as_secs_f64());
     let points = whitening.apply(&features, &mut quiet).unwrap();
-    let centroids = kmeans(&points, whitening.dims(), 1000, 20, 7, &mut quiet).unwrap();
-    let clusters = assign(&points, &centroids, whitening.dims(), &mut quiet).unwrap();
+    let centroids = kmeans(&points, whitening.dims(), 1000, 20, 7, Device::Cpu, &mut quiet).unwrap();
+    let clusters = assign(&points, &centroids, whitening.dims(), Device::Cpu, &mut quiet).unwrap();
     let peak = peak_resident();
     println!("{n} x {width}: peak resident {:.2} GB, {:.0} s", peak as f64 / 1e9, start.elapsed().as_secs_f64());
     assert_eq!(clusters.labels.len(), n);

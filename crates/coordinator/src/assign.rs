@@ -103,6 +103,7 @@ impl OneAssignment<'_> {
             whiten: Some(file_to_wire(&self.manifest.files.whiten)),
             centroids: Some(file_to_wire(&self.manifest.files.centroids)),
             output: self.relative(&self.folder.0)?,
+            device: self.run.spec.device.to_string(),
         };
         let result = call.assign(&request).await?;
         let labels = self.verified("labels", result.labels.as_ref(), npy::read_i32)?;

@@ -50,6 +50,9 @@ struct Cli {
     /// Most requests that wait for an answer at a time
     #[arg(long, env = "DC_REQUESTS_LIMIT", value_name = "N", default_value = "1000")]
     requests_limit: String,
+    /// Most streams of one connection
+    #[arg(long, env = "DC_STREAMS_LIMIT", value_name = "N", default_value = "1000")]
+    streams_limit: String,
     /// A file with the token that lets clients read
     #[arg(long, env = "DC_READ_TOKEN_FILE", value_name = "FILE", requires = "write_token_file")]
     read_token_file: Option<String>,
@@ -80,6 +83,7 @@ impl Cli {
             queue: count("queue-limit", &self.queue_limit, &mut mistakes),
             watchers: count("watchers-limit", &self.watchers_limit, &mut mistakes),
             requests: count("requests-limit", &self.requests_limit, &mut mistakes),
+            streams: count("streams-limit", &self.streams_limit, &mut mistakes),
             ..Limits::default()
         };
         let tokens = Tokens {

@@ -217,6 +217,7 @@ impl EpochRunner<'_> {
             output,
             whiten: pending.clustering_so_far.whiten.as_ref().map(file_to_wire),
             centroids: pending.clustering_so_far.centroids.as_ref().map(file_to_wire),
+            device: self.spec.device.to_string(),
         })
     }
 

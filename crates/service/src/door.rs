@@ -1,6 +1,7 @@
 //! What every call passes on its way in: who may come, and how many at once.
 
 use crate::limits::Limits;
+use crate::streams::{Held, Place, Streams};
 use crate::telemetry;
 use crate::tokens::TokenFile;
 use deepcluster_proto::retry_later;
@@ -50,13 +51,15 @@ struct Rules {
     /// Paths of methods that change nothing.
     read_methods: Vec<&'static str>,
     in_flight: Arc<Semaphore>,
+    streams: Arc<Streams>,
 }
 
 impl Door {
     /// A door with these tokens and limits; `read_methods` are the paths of methods that change nothing.
     pub fn new(tokens: Tokens, read_methods: Vec<&'static str>, limits: Limits) -> Self {
         let in_flight = Arc::new(Semaphore::new(limits.requests));
-        Self { rules: Arc::new(Rules { tokens, read_methods, in_flight }) }
+        let streams = Streams::new(limits.streams);
+        Self { rules: Arc::new(Rules { tokens, read_methods, in_flight, streams }) }
     }
 }
 
@@ -91,22 +94,27 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if let Err(status) = self.rules.may_pass(&request) {
-            let (peer, path) = (peer_of(&request), request.uri().path());
-            warn!(%peer, path, code = ?status.code(), why = status.message(), "refused");
+            let (peer, path) = (peer_name(&request), request.uri().path());
+            warn!(peer, path, code = ?status.code(), why = status.message(), "refused");
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
+        let place = match self.rules.place(&request) {
+            Ok(place) => place,
+            Err(busy) => return Box::pin(std::future::ready(Ok(busy.into_http()))),
+        };
+        let held = |answer: Response<Body>| answer.map(|body| Body::new(Held { body, _place: place }));
         // Who may come without a token must not take the places of those who have one.
         if request.uri().path().starts_with(OPEN) {
             let answer = tokio::time::timeout(HEALTH, self.inner.call(request));
             let late = || Status::deadline_exceeded("the question did not come").into_http();
-            return Box::pin(async move { answer.await.unwrap_or_else(|_| Ok(late())) });
+            return Box::pin(async move { answer.await.unwrap_or_else(|_| Ok(late())).map(held) });
         }
         let Ok(turn) = Arc::clone(&self.rules.in_flight).try_acquire_owned() else {
             let busy = retry_later(Code::ResourceExhausted, "too many requests are waiting for an answer", ASK_AGAIN);
             return Box::pin(std::future::ready(Ok(busy.into_http())));
         };
         let path = request.uri().path().to_owned();
-        let span = info_span!("rpc", method = %path, peer = %peer_of(&request));
+        let span = info_span!("rpc", method = %path, peer = peer_name(&request));
         telemetry::continue_trace(&span, request.headers());
         // What the service spawns while it is called belongs to the span, too.
         let answer = span.in_scope(|| self.inner.call(request));
@@ -115,13 +123,20 @@ where
             let mut answer = answer.await?;
             too_large_is_a_limit(answer.headers_mut());
             count(path, answer.headers());
-            Ok(answer)
+            Ok(held(answer))
         };
         Box::pin(work.instrument(span))
     }
 }
 
 impl Rules {
+    /// A place among the streams of the caller's connection.
+    fn place(&self, request: &Request<Body>) -> Result<Option<Place>, Status> {
+        let Some(peer) = peer_of(request) else { return Ok(None) };
+        let busy = || retry_later(Code::ResourceExhausted, "too many streams are open on this connection", ASK_AGAIN);
+        self.streams.open(peer).map(Some).ok_or_else(busy)
+    }
+
     fn may_pass(&self, request: &Request<Body>) -> Result<(), Status> {
         let path = request.uri().path();
         let Some(write) = self.tokens.write.as_ref().filter(|_| !path.starts_with(OPEN)) else { return Ok(()) };
@@ -156,14 +171,16 @@ fn count(path: String, headers: &HeaderMap) {
     counter!("deepcluster_rpcs_total", "method" => method, "code" => format!("{code:?}")).increment(1);
 }
 
-fn peer_of(request: &Request<Body>) -> String {
+fn peer_of(request: &Request<Body>) -> Option<SocketAddr> {
     let plain = |info: &TcpConnectInfo| info.remote_addr();
     let info = request.extensions();
-    let address: Option<SocketAddr> = info
-        .get::<TcpConnectInfo>()
+    info.get::<TcpConnectInfo>()
         .and_then(plain)
-        .or_else(|| info.get::<TlsConnectInfo<TcpConnectInfo>>().and_then(|info| plain(info.get_ref())));
-    address.map_or_else(|| "unknown".to_owned(), |address| address.to_string())
+        .or_else(|| info.get::<TlsConnectInfo<TcpConnectInfo>>().and_then(|info| plain(info.get_ref())))
+}
+
+fn peer_name(request: &Request<Body>) -> String {
+    peer_of(request).map_or_else(|| "unknown".to_owned(), |address| address.to_string())
 }
 
 /// tonic says OUT_OF_RANGE of a message that is too large.

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod probe;
 pub mod requests;
 pub mod serve;
+mod streams;
 pub mod telemetry;
 pub mod tls;
 pub mod tokens;

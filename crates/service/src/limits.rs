@@ -5,8 +5,8 @@
 pub struct Limits {
     /// Largest request, in bytes.
     pub message_bytes: usize,
-    /// Most streams of one connection; a client waits for a free one.
-    pub streams: u32,
+    /// Most streams of one connection.
+    pub streams: usize,
     /// Most requests that wait for an answer to begin, over all connections.
     pub requests: usize,
     /// Most runs that wait for their turns (coordinator).

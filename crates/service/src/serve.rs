@@ -112,7 +112,8 @@ pub async fn serve<S: Service>(
     let server = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(config.limits.streams)
+        // Those beyond the limit must come in to be refused with a word.
+        .max_concurrent_streams(u32::try_from(config.limits.streams.saturating_mul(2)).unwrap_or(u32::MAX))
         .layer(Door::new(config.tokens.clone(), service.read_methods(), config.limits))
         .add_routes(routes.routes());
     let mut server = match config.tls.clone() {
