@@ -1,5 +1,5 @@
 # The few commands that people and CI need. Everything builds with one profile (release).
-.PHONY: setup build demo test chaos chaos-programs test-compose test-scaling test-memory test-crops
+.PHONY: setup build demo test chaos chaos-programs test-compose test-scaling test-memory test-crops bench
 
 DEEPCLUSTER = target/release/deepcluster
 
@@ -54,3 +54,9 @@ test-memory: setup
 # Centre crops of four photographs against Pillow's: make test-crops PHOTOS=DIR (tests/parity/cases.json names them).
 test-crops: setup
 	PHOTOS=$(abspath $(PHOTOS)) cargo test --release --workspace --test system crops_of_photographs -- --ignored --nocapture
+
+# Ratios to the ceiling and to the peer, an hour or so: make bench BENCH_PHOTOS=DIR BENCH_CIFAR=DIR PEER_PYTHON=FILE. Needs a
+# machine that does nothing else.
+export BENCH_PHOTOS BENCH_CIFAR PEER_PYTHON
+bench: build
+	target/release/deepcluster-bench

@@ -37,7 +37,8 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let checkpoint = request.network.as_ref().and_then(|network| network.checkpoint.as_ref());
     let checkpoint = checkpoint.map(|file| requests::verified(&place.volume, "network.checkpoint", Some(file))).transpose()?;
     let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(network_status)?;
-    let network = Network::load(&spec, runtime, checkpoint.as_deref()).map_err(network_status)?;
+    let network = Network::load(&spec, runtime, checkpoint.as_deref()).and_then(|network| network.folded());
+    let network = network.map_err(network_status)?;
     let width = network.plan.embedding as usize;
 
     let known = known_digests(place, request)?;

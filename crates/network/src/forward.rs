@@ -10,6 +10,9 @@ use tch::{Kind, Tensor};
 /// Share of the values that dropout zeroes.
 const DROPOUT: f64 = 0.5;
 
+/// What batch norm adds to a variance.
+pub(crate) const NORM_EPSILON: f64 = 1e-5;
+
 /// How the layers that differ between training and use behave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
@@ -118,7 +121,7 @@ impl Network {
             Layer::BatchNorm { name, .. } => {
                 let [weight, bias, mean, var] =
                     ["weight", "bias", "running_mean", "running_var"].map(|leaf| self.get(name, leaf));
-                x.f_batch_norm(Some(weight?), Some(bias?), Some(mean?), Some(var?), mode.is_train(), 0.1, 1e-5, true)?
+                x.f_batch_norm(Some(weight?), Some(bias?), Some(mean?), Some(var?), mode.is_train(), 0.1, NORM_EPSILON, true)?
             }
             Layer::Relu => x.f_relu_()?,
             Layer::MaxPool { kernel, stride, padding } => x.f_max_pool2d(*kernel, *stride, *padding, 1, false)?,
@@ -136,7 +139,7 @@ impl Network {
         })
     }
 
-    fn get(&self, layer: &str, leaf: &str) -> Result<&Tensor, NetworkError> {
+    pub(crate) fn get(&self, layer: &str, leaf: &str) -> Result<&Tensor, NetworkError> {
         let name = format!("{layer}.{leaf}");
         self.tensors.get(&name).ok_or_else(|| NetworkError::Torch(format!("the network has no tensor {name}")))
     }

@@ -12,6 +12,7 @@ pub mod checkpoint;
 mod cuda;
 pub mod device;
 pub mod error;
+mod fold;
 pub mod forward;
 pub mod training;
 pub mod weights;

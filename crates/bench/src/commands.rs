@@ -1,0 +1,138 @@
+//! Whole runs, by the command that users give.
+
+use crate::parts;
+use crate::peer::Peer;
+use crate::table::{Goal, Row};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Images of a batch in the ceiling's bench.
+const CEILING_BATCH: f64 = 64.0;
+
+/// What the phases of some epochs took, in seconds.
+#[derive(Default)]
+pub(crate) struct Times {
+    extract: f64,
+    cluster: f64,
+    train: f64,
+}
+
+impl Times {
+    /// Adds the `extract_s`, `cluster_s` and `train_s` of an epoch.
+    pub(crate) fn add(&mut self, epoch: &Value) -> Result<(), String> {
+        self.extract += number(epoch, "extract_s")?;
+        self.cluster += number(epoch, "cluster_s")?;
+        self.train += number(epoch, "train_s")?;
+        Ok(())
+    }
+
+    fn total(&self) -> f64 {
+        self.extract + self.cluster + self.train
+    }
+}
+
+/// Extraction and training of photographs as shares of what the bare network does.
+pub(crate) fn against_ceiling(photos: &Path, shown: usize, scratch: &Path, rows: &mut Vec<Row>) -> Result<(), String> {
+    parts::bench("deepcluster-network", "ceiling", &[])?;
+    let images = scratch.join("photos");
+    let n = repeat(photos, shown, &images)? as f64;
+    for precision in ["f32", "auto"] {
+        let ceiling = |part: &str| Ok::<_, String>(CEILING_BATCH / parts::seconds("ceiling", &format!("{part}/{precision}"))?);
+        let flags = ["--image-size=224", "--k=20", "--epochs=1", "--batch=64", &format!("--precision={precision}")];
+        let (times, _) = train(&images, &scratch.join(format!("volume-{precision}")), &flags)?;
+        for (name, seconds, part, goal) in
+            [("extraction", times.extract, "forward", 0.90), ("training", times.train, "step", 0.92)]
+        {
+            let (rate, bare) = (n / seconds, ceiling(part)?);
+            rows.push(Row::plain(format!("{name}, photos at 224, AlexNet, {precision}: images a second"), rate));
+            rows.push(Row::plain(format!("bare {part}, {precision}: images a second"), bare));
+            rows.push(Row::new(format!("{name} ÷ bare {part}, {precision}"), rate / bare, Goal::AtLeast(goal)));
+        }
+    }
+    Ok(())
+}
+
+/// Two epochs of small pictures, ours and the peer's.
+pub(crate) fn whole_epochs(cifar: &Path, scratch: &Path, peer: Option<&Peer>, rows: &mut Vec<Row>) -> Result<(), String> {
+    let ours = |precision: &str| {
+        let flags = ["--image-size=64", "--k=100", "--epochs=2", "--batch=64", &format!("--precision={precision}")];
+        train(cifar, &scratch.join(format!("volume-cifar-{precision}")), &flags)
+    };
+    let (f32, wall) = ours("f32")?;
+    let (auto, _) = ours("auto")?;
+    rows.push(Row::new(
+        "what is neither extraction, clustering nor training ÷ whole",
+        1.0 - f32.total() / wall,
+        Goal::AtMost(0.01),
+    ));
+    let Some(peer) = peer else {
+        eprintln!("bench: no PEER_PYTHON, so nothing to compare whole epochs with");
+        return Ok(());
+    };
+    let flags = ["--size=64", "--k=100", "--epochs=2", "--batch=64", "--sobel", "--device=cpu"];
+    let plain = peer.epochs(cifar, &flags)?;
+    let best = peer.epochs(cifar, &[&flags[..], &["--amp", "--channels-last"]].concat())?;
+    for (name, ours, theirs, goal) in [
+        ("f32 ÷ the peer", &f32, &plain, 0.45),
+        ("auto ÷ the peer with --amp --channels-last", &auto, &best, 0.5),
+        ("auto ÷ the peer", &auto, &plain, 0.25),
+    ] {
+        let row = |what: &str, ratio| Row::plain(format!("{what} {name}"), ratio);
+        rows.push(Row::new(format!("whole epochs at 64, k = 100: {name}"), ours.total() / theirs.total(), Goal::AtMost(goal)));
+        rows.push(row("— extraction", ours.extract / theirs.extract));
+        rows.push(row("— clustering", ours.cluster / theirs.cluster));
+        rows.push(row("— training", ours.train / theirs.train));
+    }
+    Ok(())
+}
+
+/// A whole run: what the phases of its epochs took, and all of it from the first phase to the last epoch.
+fn train(images: &Path, volume: &Path, flags: &[&str]) -> Result<(Times, f64), String> {
+    eprintln!("bench: deepcluster train {} {}", images.display(), flags.join(" "));
+    let program = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("deepcluster");
+    output_of(Command::new(program).arg("train").arg(images).arg("--out").arg(volume).args(flags))?;
+    let path = volume.join("runs/run-0001/events.jsonl");
+    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let (mut times, mut begin, mut end) = (Times::default(), None, 0.0);
+    for line in text.lines() {
+        let event: Value = serde_json::from_str(line).map_err(|error| format!("{}: {error}", path.display()))?;
+        match event["event"].as_str() {
+            Some("phase") => begin = begin.or(event["time"].as_f64()),
+            Some("epoch") => {
+                times.add(&event)?;
+                end = number(&event, "time")?;
+            }
+            _ => {}
+        }
+    }
+    Ok((times, end - begin.ok_or("the run has no phases")?))
+}
+
+/// Copies of a folder's files until there are enough of them; how many there are.
+fn repeat(folder: &Path, wanted: usize, to: &Path) -> Result<usize, String> {
+    let n = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?.count().max(1);
+    let copies = wanted.div_ceil(n);
+    fs::create_dir_all(to).map_err(|error| error.to_string())?;
+    for copy in 0..copies {
+        output_of(Command::new("cp").arg("-r").arg(folder).arg(to.join(copy.to_string())))?;
+    }
+    Ok(copies * n)
+}
+
+/// What a command writes to standard output.
+pub(crate) fn output_of(command: &mut Command) -> Result<String, String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = |why: &dyn std::fmt::Display| format!("{program}: {why}");
+    let output = command.stderr(Stdio::inherit()).output().map_err(|error| failed(&error))?;
+    if !output.status.success() {
+        return Err(failed(&output.status));
+    }
+    String::from_utf8(output.stdout).map_err(|error| failed(&error))
+}
+
+/// A number of a JSON object.
+pub(crate) fn number(object: &Value, name: &str) -> Result<f64, String> {
+    object[name].as_f64().ok_or_else(|| format!("no {name} in {object}"))
+}

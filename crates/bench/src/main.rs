@@ -1,0 +1,90 @@
+//! `make bench`: what the system reaches, as ratios to its ceiling and to the peer, all measured in one run on one machine.
+//!
+//! ```text
+//! parts (criterion) ─┐
+//! whole commands ────┼─► rows: measure, value, goal ─► table
+//! the peer (Python) ─┘
+//! ```
+#![forbid(unsafe_code)]
+
+mod commands;
+mod parts;
+mod peer;
+mod table;
+
+use clap::{Parser, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Measures the system against its ceiling, and against the peer where PEER_PYTHON names a Python that has it
+#[derive(Parser)]
+struct Cli {
+    /// A folder of photographs of ImageNet's sizes
+    #[arg(long, env = "BENCH_PHOTOS", value_name = "FOLDER")]
+    photos: Option<PathBuf>,
+    /// A folder of small pictures in folders by class: 20,000 of CIFAR-10
+    #[arg(long, env = "BENCH_CIFAR", value_name = "FOLDER")]
+    cifar: Option<PathBuf>,
+    /// Python with torch, torchvision, faiss-cpu and scikit-learn
+    #[arg(long, env = "PEER_PYTHON", value_name = "FILE")]
+    peer_python: Option<PathBuf>,
+    /// Only these
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT", default_value = "views,clustering,network,epoch")]
+    only: Vec<What>,
+    /// Photographs that the network is shown, by repeating those that there are
+    #[arg(long, default_value_t = 1200, value_name = "N")]
+    shown: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum What {
+    /// Decoding and views of photographs
+    Views,
+    /// PCA and k-means
+    Clustering,
+    /// Extraction and training of photographs, against the bare network
+    Network,
+    /// A whole epoch of small pictures
+    Epoch,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("bench: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), String> {
+    let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let peer = cli.peer_python.clone().map(peer::Peer);
+    let mut rows = Vec::new();
+    let left_out = |what: &str, why: &str| eprintln!("bench: {what} left out: {why}");
+    let wanted = |what| cli.only.contains(&what);
+
+    let photos = cli.photos.as_deref();
+    if wanted(What::Views) || wanted(What::Clustering) {
+        let photos = photos.filter(|_| wanted(What::Views));
+        if wanted(What::Views) && photos.is_none() {
+            left_out("views", "no --photos");
+        }
+        let data = scratch.path().join("data");
+        parts::rows(photos, wanted(What::Clustering).then_some(data.as_path()), peer.as_ref(), &mut rows)?;
+    }
+    match photos {
+        Some(photos) if wanted(What::Network) => commands::against_ceiling(photos, cli.shown, scratch.path(), &mut rows)?,
+        None if wanted(What::Network) => left_out("network", "no --photos"),
+        _ => {}
+    }
+    match &cli.cifar {
+        Some(cifar) if wanted(What::Epoch) => commands::whole_epochs(cifar, scratch.path(), peer.as_ref(), &mut rows)?,
+        None if wanted(What::Epoch) => left_out("epoch", "no --cifar"),
+        _ => {}
+    }
+    table::print(&rows);
+    Ok(())
+}
