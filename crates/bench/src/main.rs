@@ -34,6 +34,9 @@ struct Cli {
     /// Photographs that the network is shown, by repeating those that there are
     #[arg(long, default_value_t = 1200, value_name = "N")]
     shown: usize,
+    /// Epochs of the small pictures
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    epochs: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -81,7 +84,9 @@ fn run(cli: &Cli) -> Result<(), String> {
         _ => {}
     }
     match &cli.cifar {
-        Some(cifar) if wanted(What::Epoch) => commands::whole_epochs(cifar, scratch.path(), peer.as_ref(), &mut rows)?,
+        Some(cifar) if wanted(What::Epoch) => {
+            commands::whole_epochs(cifar, cli.epochs, scratch.path(), peer.as_ref(), &mut rows)?
+        }
         None if wanted(What::Epoch) => left_out("epoch", "no --cifar"),
         _ => {}
     }

@@ -41,7 +41,7 @@ pub struct SpecArgs {
     /// Where the network computes: auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t = DeviceChoice::Auto, value_name = "DEVICE")]
     device: DeviceChoice,
-    /// Arithmetic of the network: auto, f32 or bf16
+    /// Arithmetic of the network: auto (bf16 where the hardware has it), f32 or bf16
     #[arg(long, default_value_t = Precision::Auto, value_name = "PRECISION")]
     precision: Precision,
     /// How features are stored: f16 or f32

@@ -42,11 +42,8 @@ impl Runtime {
         let kind = match precision {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
-            // Without instructions for it, bf16 is slower than f32.
-            Precision::Auto => match device {
-                Device::Cuda(index) if has_bf16(index) => Kind::BFloat16,
-                _ => Kind::Float,
-            },
+            Precision::Auto if computes_bf16(device) => Kind::BFloat16,
+            Precision::Auto => Kind::Float,
         };
         Ok(Self { device, kind })
     }
@@ -74,6 +71,18 @@ impl Runtime {
         let mut x = bytes.f_permute([0, 3, 1, 2])?.f_totype(Kind::Float)?;
         x = x.f_mul_(&scale)?;
         Ok(x.f_add_(&per_channel(shift)?)?)
+    }
+}
+
+/// Whether a device has instructions for bf16: without them it is slower than f32.
+fn computes_bf16(device: Device) -> bool {
+    match device {
+        Device::Cuda(index) => has_bf16(index),
+        // oneDNN, which does libtorch's convolutions, uses these, and AMX where that is there as well.
+        #[cfg(target_arch = "x86_64")]
+        _ => std::arch::is_x86_feature_detected!("avx512bf16"),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => false,
     }
 }
 
