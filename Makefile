@@ -55,8 +55,9 @@ test-memory: setup
 test-crops: setup
 	PHOTOS=$(abspath $(PHOTOS)) cargo test --release --workspace --test system crops_of_photographs -- --ignored --nocapture
 
-# Ratios to the ceiling and to the peer, an hour or so: make bench BENCH_PHOTOS=DIR BENCH_CIFAR=DIR PEER_PYTHON=FILE. Needs a
-# machine that does nothing else.
-export BENCH_PHOTOS BENCH_CIFAR PEER_PYTHON
+# Ratios to the ceiling and to the peer, on a machine that does nothing else, half an hour in all:
+#   make bench BENCH_PHOTOS=DIR BENCH_CIFAR=DIR PEER_PYTHON=FILE [BENCH_ONLY=views,clustering,network,epoch]
+# What is not given is left out.
 bench: build
-	target/release/deepcluster-bench
+	$(foreach name,BENCH_PHOTOS BENCH_CIFAR PEER_PYTHON BENCH_ONLY,$(if $($(name)),$(name)=$($(name)))) \
+		target/release/deepcluster-bench

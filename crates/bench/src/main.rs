@@ -29,7 +29,14 @@ struct Cli {
     #[arg(long, env = "PEER_PYTHON", value_name = "FILE")]
     peer_python: Option<PathBuf>,
     /// Only these
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT", default_value = "views,clustering,network,epoch")]
+    #[arg(
+        long,
+        env = "BENCH_ONLY",
+        value_enum,
+        value_delimiter = ',',
+        value_name = "WHAT",
+        default_value = "views,clustering,network,epoch"
+    )]
     only: Vec<What>,
     /// Photographs that the network is shown, by repeating those that there are
     #[arg(long, default_value_t = 1200, value_name = "N")]

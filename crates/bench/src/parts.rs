@@ -12,10 +12,18 @@ use std::process::Command;
 pub(crate) fn rows(photos: Option<&Path>, data: Option<&Path>, peer: Option<&Peer>, rows: &mut Vec<Row>) -> Result<(), String> {
     if let Some(photos) = photos {
         bench("deepcluster-images", "views", &[("BENCH_PHOTOS", photos)])?;
+        for view in ["center", "random"] {
+            rows.push(Row::plain(
+                format!("decode and {view} view of all photographs on one core: seconds"),
+                seconds("views", view)?,
+            ));
+        }
     }
     if let Some(data) = data {
         fs::create_dir_all(data).map_err(|error| error.to_string())?;
         bench("deepcluster-clustering", "clustering", &[("BENCH_DATA", data)])?;
+        rows.push(Row::plain("PCA 20,000 × 4096 → 256 and k-means, k = 1000: seconds", seconds("clustering", "pca-kmeans")?));
+        rows.push(Row::plain("k-means 50,000 × 256, k = 1000: seconds", seconds("clustering", "kmeans")?));
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let Some(peer) = peer else {

@@ -1,10 +1,10 @@
 //! One clustering, from request to result.
 
 use deepcluster_clustering::{ClusteringError, Device, Features, Whitening, kmeans};
-use deepcluster_domain::{DeviceChoice, EpochId, Seeds};
-use deepcluster_proto::FieldError;
+use deepcluster_domain::{EpochId, Seeds};
 use deepcluster_proto::v1::cluster_saved::File as Saved;
 use deepcluster_proto::v1::{AssignRequest, AssignResult, ClusterRequest, ClusterResult, File, Progress};
+use deepcluster_proto::{FieldError, device_choice};
 use deepcluster_service::JobContext;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::image_list::{self, ImageEntry};
@@ -32,7 +32,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
     if request.centroids.is_some() && request.whiten.is_none() {
         return Err(FieldError::new("whiten", "is missing, and the centroids are of no use without it").into());
     }
-    let device = device(&request.device)?;
+    let device = Device::find(device_choice(&request.device)?);
     let list = requests::verified(volume, "images", request.images.as_ref())?;
     let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
     let features = open(volume, &request.features, Some(entries.iter().map(|entry| entry.skipped.is_none()).collect()))?;
@@ -92,7 +92,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
 /// Assigns features to stored clusters and publishes what came out.
 pub(crate) fn assign(volume: &Volume, request: &AssignRequest, context: &JobContext) -> Result<AssignResult, Status> {
     let output = Output { volume, folder: requests::output(volume, &request.output)? };
-    let device = device(&request.device)?;
+    let device = Device::find(device_choice(&request.device)?);
     let whiten = requests::verified(volume, "whiten", request.whiten.as_ref())?;
     let centroids = requests::verified(volume, "centroids", request.centroids.as_ref())?;
     let features = open(volume, &request.features, None)?;
@@ -129,14 +129,6 @@ impl Output<'_> {
             self.publish("distances.npy", |path| npy::publish_f32(path, &[distances.len()], distances).map_err(failed))?,
         ])
     }
-}
-
-fn device(text: &str) -> Result<Device, Status> {
-    let choice = match text {
-        "" => DeviceChoice::Auto,
-        text => text.parse().map_err(|error| FieldError::new("device", error))?,
-    };
-    Ok(Device::find(choice))
 }
 
 /// Centroids that an earlier call saved.

@@ -31,7 +31,7 @@ impl Network {
                 Layer::Conv { name, bias, .. } => {
                     if let Some(Layer::BatchNorm { name: norm, .. }) = rest.peek() {
                         rest.next();
-                        self.absorb(name, norm, tensors)?;
+                        self.absorb(name, *bias, norm, tensors)?;
                         *bias = true;
                     }
                     self.cast_in(name, tensors)?;
@@ -49,15 +49,12 @@ impl Network {
     }
 
     /// Puts a norm's scale and shift into a convolution's weight and bias.
-    fn absorb(&self, conv: &str, norm: &str, tensors: &mut Tensors) -> Result<(), NetworkError> {
+    fn absorb(&self, conv: &str, has_bias: bool, norm: &str, tensors: &mut Tensors) -> Result<(), NetworkError> {
         let [gamma, beta, mean, var] = ["weight", "bias", "running_mean", "running_var"].map(|leaf| self.get(norm, leaf));
         let scale = gamma?.f_mul(&var?.f_add_scalar(NORM_EPSILON)?.f_rsqrt()?)?;
         let weight = self.get(conv, "weight")?.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
         let minus_mean = mean?.f_neg()?;
-        let shift = match self.get(conv, "bias") {
-            Ok(bias) => bias.f_add(&minus_mean)?,
-            Err(_) => minus_mean,
-        };
+        let shift = if has_bias { self.get(conv, "bias")?.f_add(&minus_mean)? } else { minus_mean };
         let bias = shift.f_mul(&scale)?.f_add(beta?)?;
         tensors.insert(format!("{conv}.weight"), weight);
         tensors.insert(format!("{conv}.bias"), bias);

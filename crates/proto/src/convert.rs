@@ -1,7 +1,7 @@
 //! Wire ↔ domain. Nothing that a client sends panics: every conversion has an error that names the field.
 
 use crate::v1;
-use deepcluster_domain::{Architecture, ClusterCount, FeatureDtype, Precision, RunSpec, Tags};
+use deepcluster_domain::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, Tags};
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::{Code, Status};
@@ -144,10 +144,7 @@ impl TryFrom<v1::RunSpec> for RunSpec {
             pca: count_or(wire.pca, default.pca),
             reassign: number_or(wire.reassign, default.reassign),
             seed: wire.seed.unwrap_or(default.seed),
-            device: match wire.device.as_str() {
-                "" => default.device,
-                text => text.parse().map_err(|error| FieldError::new("device", error))?,
-            },
+            device: device_choice(&wire.device)?,
             precision: v1::Precision::to_domain(wire.precision)?,
             feature_dtype: v1::FeatureDtype::to_domain(wire.feature_dtype)?,
             max_skipped: wire.max_skipped.unwrap_or(default.max_skipped),
@@ -162,6 +159,17 @@ impl TryFrom<v1::RunSpec> for RunSpec {
             none if none.is_empty() => Ok(spec),
             some => Err(FieldError::of_parts("spec", some)),
         }
+    }
+}
+
+/// A field `device`; empty means auto.
+///
+/// # Errors
+/// When there is no such device.
+pub fn device_choice(text: &str) -> Result<DeviceChoice, FieldError> {
+    match text {
+        "" => Ok(DeviceChoice::Auto),
+        text => text.parse().map_err(|error| FieldError::new("device", error)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod convert;
 
-pub use convert::{FieldError, network_of, retry_later, run_spec_to_wire, tags_of};
+pub use convert::{FieldError, device_choice, network_of, retry_later, run_spec_to_wire, tags_of};
 
 /// Package `deepcluster.v1`, generated.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, reason = "generated; the documentation stands in proto/")]
