@@ -2,10 +2,12 @@
 #![cfg_attr(feature = "gpu", expect(unsafe_code, reason = "faiss's count of GPUs is in no safe binding"))]
 
 use crate::ClusteringError;
+#[cfg(feature = "gpu")]
+use crate::nearest::Faiss;
+use crate::nearest::{Nearest, Products};
 use deepcluster_domain::DeviceChoice;
-use faiss::cluster::Clustering;
-use faiss::index::flat::{FlatIndex, FlatIndexImpl};
-use faiss::index::{Index, NativeIndex, SearchResult};
+#[cfg(feature = "gpu")]
+use faiss::index::flat::FlatIndexImpl;
 use std::fmt;
 
 /// A device that is there.
@@ -50,48 +52,22 @@ impl Device {
         Self::Cpu
     }
 
-    /// Hands an empty index of vectors of `dims` numbers, by Euclidean distance, to `work`. On a GPU it and its scratch
-    /// memory go with the call, since others compute there as well.
-    pub(crate) fn with_index<T>(
+    /// Hands what finds the nearest of vectors of `dims` numbers to `work`. On a GPU it is faiss, whose index and scratch memory
+    /// go with the call, since others compute there as well.
+    pub(crate) fn with_nearest<T>(
         self,
         dims: usize,
-        work: impl FnOnce(&mut dyn Flat) -> Result<T, ClusteringError>,
+        work: impl FnOnce(&mut dyn Nearest) -> Result<T, ClusteringError>,
     ) -> Result<T, ClusteringError> {
-        let mut flat = FlatIndexImpl::new_l2(dims as u32)?;
         match self {
-            Self::Cpu => work(&mut flat),
+            Self::Cpu => work(&mut Products::new(dims)),
             #[cfg(feature = "gpu")]
             Self::Gpu(index) => {
                 let resources = faiss::StandardGpuResources::new()?;
-                work(&mut flat.into_gpu(&resources, index)?)
+                let flat = FlatIndexImpl::new_l2(dims as u32)?.into_gpu(&resources, index)?;
+                work(&mut Faiss::new(dims, flat))
             }
         }
-    }
-}
-
-/// What k-means asks of an index, on whatever device it lies.
-pub(crate) trait Flat {
-    /// Lets faiss find centroids, with this index to look the nearest ones up.
-    fn train(&mut self, clustering: &mut Clustering, points: &[f32]) -> Result<(), ClusteringError>;
-
-    /// Adds vectors.
-    fn add(&mut self, vectors: &[f32]) -> Result<(), ClusteringError>;
-
-    /// The nearest vector of each point.
-    fn nearest(&mut self, points: &[f32]) -> Result<SearchResult, ClusteringError>;
-}
-
-impl<I: Index + NativeIndex<Inner = <FlatIndex as NativeIndex>::Inner>> Flat for I {
-    fn train(&mut self, clustering: &mut Clustering, points: &[f32]) -> Result<(), ClusteringError> {
-        Ok(clustering.train(points, self)?)
-    }
-
-    fn add(&mut self, vectors: &[f32]) -> Result<(), ClusteringError> {
-        Ok(Index::add(self, vectors)?)
-    }
-
-    fn nearest(&mut self, points: &[f32]) -> Result<SearchResult, ClusteringError> {
-        Ok(self.search(points, 1)?)
     }
 }
 

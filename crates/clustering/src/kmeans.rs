@@ -1,11 +1,22 @@
-//! k-means through faiss (recipe, step 3).
+//! k-means (recipe, step 3) by faiss's rules: its start, its sums, its way with empty clusters.
+//!
+//! The loop is ours, so that it tells how far it is and can be cancelled between two iterations; who is nearest, faiss or matrix
+//! products say (`nearest`).
 
+use crate::nearest::Nearest;
 use crate::{ClusteringError, Device, Progress};
 use deepcluster_domain::{Purpose, Seeds};
-use faiss::cluster::{Clustering, ClusteringParameters};
+use rand_mt::Mt;
+use rayon::prelude::*;
 
-/// Points that are looked up at a time.
+/// Points that are looked up between two words of progress.
 const BLOCK: usize = 65_536;
+
+/// By how much faiss pushes the halves of a split cluster apart.
+const NUDGE: f32 = 1.0 / 1024.0;
+
+/// The seed of faiss's choice of clusters to split.
+const SPLIT_SEED: u32 = 1234;
 
 /// Points and their nearest centroids.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,7 +43,7 @@ pub fn seed(seeds: Seeds) -> u32 {
 /// start for `seed`.
 ///
 /// # Errors
-/// When faiss refuses, or `progress` says so.
+/// When there are fewer points than clusters, faiss refuses, or `progress` says so.
 pub fn kmeans(
     points: &[f32],
     dims: usize,
@@ -42,21 +53,112 @@ pub fn kmeans(
     device: Device,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<f32>, ClusteringError> {
-    let n = points.len() / dims;
-    if (k as usize) > n {
+    device.with_nearest(dims, |nearest| lloyd(points, dims, k, iterations, seed, nearest, progress))
+}
+
+/// As [`kmeans`], by a given way to find the nearest centroid.
+///
+/// # Errors
+/// As there.
+pub fn lloyd(
+    points: &[f32],
+    dims: usize,
+    k: u32,
+    iterations: u32,
+    seed: u32,
+    nearest: &mut dyn Nearest,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<f32>, ClusteringError> {
+    let (n, n_clusters) = (points.len() / dims, k as usize);
+    if n_clusters > n {
         return Err(ClusteringError::Unusable(format!("k = {k} is larger than the {n} readable images")));
     }
     progress("k-means", 0, u64::from(iterations))?;
-    let mut parameters = ClusteringParameters::new();
-    parameters.set_niter(iterations);
-    parameters.set_seed(seed);
-    parameters.set_min_points_per_centroid(1);
-    // No subsampling.
-    parameters.set_max_points_per_centroid(i32::MAX as u32 / k.max(1));
-    let mut clustering = Clustering::new_with_params(dims as u32, k, &parameters)?;
-    device.with_index(dims, |index| index.train(&mut clustering, points))?;
-    progress("k-means", u64::from(iterations), u64::from(iterations))?;
-    Ok(clustering.centroids()?.concat())
+    let point = |at: usize| &points[at * dims..(at + 1) * dims];
+    let mut centroids = start(n, n_clusters, seed).into_iter().flat_map(point).copied().collect::<Vec<f32>>();
+    if n_clusters == n {
+        return Ok(centroids);
+    }
+    let mut assigned = Assigned { labels: vec![0; n], distances: vec![0.0; n] };
+    for iteration in 0..iterations {
+        nearest.set(&centroids)?;
+        nearest.find(points, &mut assigned.labels, &mut assigned.distances)?;
+        let mut sizes = means(points, dims, &assigned.labels, &mut centroids);
+        split_empty(&mut centroids, &mut sizes, dims, n);
+        progress("k-means", u64::from(iteration) + 1, u64::from(iterations))?;
+    }
+    Ok(centroids)
+}
+
+/// The points at which faiss starts: the first of a permutation.
+fn start(n: usize, k: usize, seed: u32) -> Vec<usize> {
+    let mut generator = Mt::new(seed.wrapping_add(1));
+    let mut permutation: Vec<usize> = (0..n).collect();
+    for at in 0..k.min(n.saturating_sub(1)) {
+        let other = at + generator.next_u32() as usize % (n - at);
+        permutation.swap(at, other);
+    }
+    permutation.truncate(k);
+    permutation
+}
+
+/// Moves every centroid to the mean of its points, which are added in their order, as f32; an empty cluster's stays. How many
+/// points each has.
+fn means(points: &[f32], dims: usize, labels: &[i32], centroids: &mut [f32]) -> Vec<f32> {
+    let mut sizes = vec![0_usize; centroids.len() / dims];
+    for label in labels {
+        sizes[*label as usize] += 1;
+    }
+    // Points in order of their clusters: each cluster is one thread's, whatever their number.
+    let mut next: Vec<usize> = sizes.iter().scan(0, |sum, size| Some(std::mem::replace(sum, *sum + size))).collect();
+    let begins = next.clone();
+    let mut order = vec![0_u32; labels.len()];
+    for (point, label) in (0..).zip(labels) {
+        let slot = &mut next[*label as usize];
+        order[*slot] = point;
+        *slot += 1;
+    }
+    centroids.par_chunks_mut(dims).zip(begins).zip(&sizes).for_each(|((centroid, begin), size)| {
+        if *size == 0 {
+            return;
+        }
+        centroid.fill(0.0);
+        for point in &order[begin..begin + size] {
+            let point = &points[*point as usize * dims..][..dims];
+            centroid.iter_mut().zip(point).for_each(|(sum, value)| *sum += value);
+        }
+        let norm = 1.0 / *size as f32;
+        centroid.iter_mut().for_each(|value| *value *= norm);
+    });
+    sizes.into_iter().map(|size| size as f32).collect()
+}
+
+/// Gives each empty cluster half of a large one: faiss draws one with a probability that grows with its size, and pushes the
+/// two centroids a little apart. Sizes are halves of halves, as faiss has them.
+fn split_empty(centroids: &mut [f32], sizes: &mut [f32], dims: usize, n: usize) {
+    let k = sizes.len();
+    let mut generator = Mt::new(SPLIT_SEED);
+    for empty in 0..k {
+        if sizes[empty] > 0.0 {
+            continue;
+        }
+        let mut large = 0;
+        loop {
+            let probability = (sizes[large] - 1.0) / (n - k) as f32;
+            if (generator.next_u32() as f32 / u32::MAX as f32) < probability {
+                break;
+            }
+            large = (large + 1) % k;
+        }
+        centroids.copy_within(large * dims..(large + 1) * dims, empty * dims);
+        for column in 0..dims {
+            let sign = if column % 2 == 0 { NUDGE } else { -NUDGE };
+            centroids[empty * dims + column] *= 1.0 + sign;
+            centroids[large * dims + column] *= 1.0 - sign;
+        }
+        sizes[empty] = sizes[large] / 2.0;
+        sizes[large] -= sizes[empty];
+    }
 }
 
 /// The nearest centroid of each point, and the squared distance to it.
@@ -71,20 +173,17 @@ pub fn assign(
     progress: &mut Progress<'_>,
 ) -> Result<Assigned, ClusteringError> {
     let n = points.len() / dims;
-    let (mut labels, mut distances) = (Vec::with_capacity(n), Vec::with_capacity(n));
-    device.with_index(dims, |index| {
-        index.add(centroids)?;
-        for block in points.chunks(BLOCK * dims) {
-            let found = index.nearest(block)?;
-            for label in &found.labels {
-                let label = label.get().ok_or_else(|| ClusteringError::Faiss("a point has no nearest centroid".to_owned()))?;
-                labels.push(label as i32);
-            }
-            // faiss computes |x|² + |c|² − 2xc, which rounding can make a little negative.
-            distances.extend(found.distances.iter().map(|distance| distance.max(0.0)));
-            progress("assign", labels.len() as u64, n as u64)?;
+    let mut assigned = Assigned { labels: vec![0; n], distances: vec![0.0; n] };
+    device.with_nearest(dims, |nearest| {
+        nearest.set(centroids)?;
+        let blocks = points.chunks(BLOCK * dims).zip(assigned.labels.chunks_mut(BLOCK));
+        let mut n_done = 0;
+        for ((points, labels), distances) in blocks.zip(assigned.distances.chunks_mut(BLOCK)) {
+            nearest.find(points, labels, distances)?;
+            n_done += labels.len();
+            progress("assign", n_done as u64, n as u64)?;
         }
         Ok(())
     })?;
-    Ok(Assigned { labels, distances })
+    Ok(assigned)
 }

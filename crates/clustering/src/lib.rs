@@ -13,6 +13,7 @@ pub mod eigen;
 pub mod error;
 pub mod features;
 pub mod kmeans;
+pub mod nearest;
 pub mod whitening;
 
 pub use device::Device;

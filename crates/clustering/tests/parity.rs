@@ -1,10 +1,13 @@
 //! Whitening and k-means against faiss's answers in `tests/parity`, and the promises about odd features.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use deepcluster_clustering::kmeans::{assign, kmeans};
+use deepcluster_clustering::kmeans::{assign, kmeans, lloyd};
+use deepcluster_clustering::nearest::Faiss;
 use deepcluster_clustering::{ClusteringError, Device, Features, Whitening};
 use deepcluster_domain::{EpochId, Seeds, scores};
 use deepcluster_volume::npy::{self, ArrayWriter, ElementType};
+use faiss::cluster::{Clustering, ClusteringParameters};
+use faiss::index::flat::FlatIndexImpl;
 use std::path::{Path, PathBuf};
 
 fn parity() -> PathBuf {
@@ -72,6 +75,23 @@ fn whitening_and_kmeans_are_faiss_s() {
     let truth: Vec<i32> = (0..n as i32).map(|row| row % 15).collect();
     assert!(scores::nmi(&truth, &clusters.labels) > 0.93);
     assert_eq!(centroids, kmeans(&w, out, k, 20, 7, Device::Cpu, &mut quiet).unwrap(), "the same seed gives the same clusters");
+
+    // faiss's own loop, from the same start.
+    let mut parameters = ClusteringParameters::new();
+    parameters.set_niter(20);
+    parameters.set_seed(7);
+    let mut reference = Clustering::new_with_params(out as u32, k, &parameters).unwrap();
+    reference.train(&w, &mut FlatIndexImpl::new_l2(out as u32).unwrap()).unwrap();
+    let reference = assign(&w, &reference.centroids().unwrap().concat(), out, Device::Cpu, &mut quiet).unwrap();
+    println!("objective by faiss's loop: {}", reference.objective());
+    assert!((clusters.objective() / reference.objective() - 1.0).abs() <= 1e-3, "objective {}", reference.objective());
+    let same = clusters.labels.iter().zip(&reference.labels).filter(|(ours, theirs)| ours == theirs).count();
+    assert!(same * 100 >= n * 99, "{same} of {n} points are in the same clusters");
+    // By faiss's index the same loop comes to the same.
+    let mut flat = Faiss::new(out, FlatIndexImpl::new_l2(out as u32).unwrap());
+    let by_faiss = lloyd(&w, out, k, 20, 7, &mut flat, &mut quiet).unwrap();
+    let by_faiss = assign(&w, &by_faiss, out, Device::Cpu, &mut quiet).unwrap();
+    assert!((clusters.objective() / by_faiss.objective() - 1.0).abs() <= 1e-3, "objective {}", by_faiss.objective());
 
     let path = folder.path().join("whiten.safetensors");
     whitening.publish(&path).unwrap();
