@@ -7,7 +7,7 @@ use crate::{Network, NetworkError};
 use deepcluster_domain::{Purpose, Seeds};
 use deepcluster_volume::publish::Digest;
 use std::path::Path;
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 /// The numbers of both SGDs. The top layer's has no momentum.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,19 +20,79 @@ pub struct SgdOptions {
     pub weight_decay: f64,
 }
 
+/// So many numbers of a weight are updated at a time: few enough to stay in the cores' caches from one operation to the next.
+const UPDATED_AT_ONCE: i64 = 1 << 18;
+
 /// A network in training, with a top layer of its own.
 pub struct TrainingPass {
+    /// Its tensors are those that the layers use.
     network: Network,
-    top_layer: [Tensor; 2],
-    /// Names of the trained weights of the body, in the order of `weights`.
-    names: Vec<String>,
-    /// Trained weights: the body's, then the top layer's two.
-    weights: Vec<Tensor>,
-    momentum: Tensors,
+    /// The body's weights.
+    body: Vec<Trained>,
+    /// Weight and bias.
+    top_layer: [Trained; 2],
     sgd: SgdOptions,
     seeds: Seeds,
     mode: Mode,
     n_steps: i64,
+}
+
+/// A weight that learns.
+struct Trained {
+    name: String,
+    /// In f32.
+    master: Tensor,
+    /// What the layers use, and what gradients are taken of: kernels and matrices in the arithmetic of the layers, so that no
+    /// step needs to cast them; otherwise the master itself.
+    used: Tensor,
+    /// The body's have one.
+    momentum: Option<Tensor>,
+}
+
+impl Trained {
+    fn new(name: String, master: Tensor, kind: Kind, momentum: Option<Tensor>) -> Result<Self, NetworkError> {
+        let lowered = kind != Kind::Float && master.dim() >= 2;
+        let used = if lowered { master.f_totype(kind)? } else { master.shallow_clone() };
+        Ok(Self { name, master, used: used.f_set_requires_grad(true)?, momentum })
+    }
+
+    /// PyTorch's SGD: g += decay · w; buffer = momentum · buffer + g; w -= rate · buffer. A part after the other, since whole
+    /// weights would go through memory once for every operation.
+    fn descend(&mut self, gradient: &Tensor, sgd: &Scalars) -> Result<(), NetworkError> {
+        let n = self.master.size().first().copied().unwrap_or(1);
+        let at_once = match self.master.device() {
+            Device::Cpu => (UPDATED_AT_ONCE * n / (self.master.numel() as i64).max(1)).clamp(1, n),
+            _ => n,
+        };
+        for start in (0..n).step_by(at_once as usize) {
+            let part = |tensor: &Tensor| tensor.f_narrow(0, start, at_once.min(n - start));
+            let (mut weight, mut gradient) = (part(&self.master)?, part(gradient)?.f_totype(Kind::Float)?);
+            match &self.momentum {
+                Some(buffer) => {
+                    let mut buffer = part(buffer)?;
+                    let _ = buffer.f_mul_scalar_(sgd.momentum)?;
+                    let _ = buffer.f_add_(&gradient)?;
+                    let _ = buffer.f_addcmul_(&weight, &sgd.decay)?;
+                    let _ = weight.f_addcmul_(&buffer, &sgd.minus_rate)?;
+                }
+                None => {
+                    let _ = gradient.f_addcmul_(&weight, &sgd.decay)?;
+                    let _ = weight.f_addcmul_(&gradient, &sgd.minus_rate)?;
+                }
+            }
+            if self.used.kind() != Kind::Float {
+                part(&self.used)?.f_copy_(&weight)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of SGD on the device.
+struct Scalars {
+    momentum: f64,
+    decay: Tensor,
+    minus_rate: Tensor,
 }
 
 impl TrainingPass {
@@ -83,30 +143,24 @@ impl TrainingPass {
             Some(path) => checkpoint::load_momentum(path, &network.plan, network.runtime.device)?,
             None => Tensors::new(),
         };
-        let mut names = Vec::new();
-        let mut weights = Vec::new();
+        let kind = network.runtime.kind;
+        let mut body = Vec::new();
         for spec in network.plan.weights().into_iter().filter(|spec| spec.start.is_trained()) {
             let Some(tensor) = network.tensors.get_mut(&spec.name) else { continue };
-            *tensor = tensor.f_set_requires_grad(true)?;
-            weights.push(tensor.shallow_clone());
-            names.push(spec.name);
+            // Buffers take the memory order of their weights, or every update would have to reorder them.
+            let mut buffer = tensor.f_zeros_like()?;
+            if let Some(stored) = momentum.get(&spec.name) {
+                buffer.f_copy_(stored)?;
+            }
+            let trained = Trained::new(spec.name, tensor.shallow_clone(), kind, Some(buffer))?;
+            *tensor = trained.used.shallow_clone();
+            body.push(trained);
         }
-        let top_layer = [top_layer[0].f_set_requires_grad(true)?, top_layer[1].f_set_requires_grad(true)?];
-        weights.extend(top_layer.iter().map(Tensor::shallow_clone));
-        // Buffers take the memory order of their weights, or every update would have to reorder them.
-        let momentum = names
-            .iter()
-            .zip(&weights)
-            .map(|(name, weight)| {
-                let mut buffer = weight.f_detach()?.f_zeros_like()?;
-                if let Some(stored) = momentum.get(name) {
-                    buffer.f_copy_(stored)?;
-                }
-                Ok((name.clone(), buffer))
-            })
-            .collect::<Result<Tensors, NetworkError>>()?;
+        let [weight, bias] = top_layer;
+        let top_layer = |name: &str, tensor| Trained::new(name.to_owned(), tensor, kind, None);
+        let top_layer = [top_layer("weight", weight)?, top_layer("bias", bias)?];
         let n_steps = checkpoint.map_or(Ok(0), checkpoint::n_steps)?;
-        Ok(Self { network, top_layer, names, weights, momentum, sgd, seeds, mode: Mode::TRAIN, n_steps })
+        Ok(Self { network, body, top_layer, sgd, seeds, mode: Mode::TRAIN, n_steps })
     }
 
     /// Trains without dropout, as the parity cases do.
@@ -137,37 +191,23 @@ impl TrainingPass {
             embedding = embedding.f_relu_()?;
         }
         let kind = self.network.runtime.kind;
-        let [weight, bias] = [self.top_layer[0].f_totype(kind)?, self.top_layer[1].f_totype(kind)?];
+        let [weight, bias] = [self.top_layer[0].used.f_totype(kind)?, self.top_layer[1].used.f_totype(kind)?];
         let logits = embedding.f_totype(kind)?.f_linear(&weight, Some(&bias))?.f_totype(Kind::Float)?;
         let loss = logits.f_cross_entropy_loss::<&Tensor>(&labels, None, Reduction::Mean, -100, 0.0)?;
-        let gradients = Tensor::f_run_backward(&[&loss], &self.weights, false, false)?;
+        let used: Vec<&Tensor> = self.body.iter().chain(&self.top_layer).map(|trained| &trained.used).collect();
+        let gradients = Tensor::f_run_backward(&[&loss], &used, false, false)?;
         self.descend(&gradients)?;
         self.n_steps += 1;
         Ok(loss.f_double_value(&[])?)
     }
 
-    /// PyTorch's SGD: g += decay · w; buffer = momentum · buffer + g; w -= rate · buffer.
     fn descend(&mut self, gradients: &[Tensor]) -> Result<(), NetworkError> {
         let _no_grad = tch::no_grad_guard();
         let scalar = |value: f64| Tensor::f_from_slice(&[value as f32])?.f_to(self.network.runtime.device);
-        let decay = scalar(self.sgd.weight_decay)?;
-        let minus_rate = scalar(-self.sgd.learning_rate)?;
-        for (index, (weight, gradient)) in self.weights.iter_mut().zip(gradients).enumerate() {
-            let mut gradient = gradient.shallow_clone();
-            match self.names.get(index).and_then(|name| self.momentum.get_mut(name)) {
-                Some(buffer) => {
-                    let _ = buffer.f_mul_scalar_(self.sgd.momentum)?;
-                    let _ = buffer.f_add_(&gradient)?;
-                    let _ = buffer.f_addcmul_(weight, &decay)?;
-                    let _ = weight.f_addcmul_(buffer, &minus_rate)?;
-                }
-                None => {
-                    let _ = gradient.f_addcmul_(weight, &decay)?;
-                    let _ = weight.f_addcmul_(&gradient, &minus_rate)?;
-                }
-            }
-        }
-        Ok(())
+        let SgdOptions { learning_rate, momentum, weight_decay } = self.sgd;
+        let scalars = Scalars { momentum, decay: scalar(weight_decay)?, minus_rate: scalar(-learning_rate)? };
+        let trained = self.body.iter_mut().chain(&mut self.top_layer);
+        trained.zip(gradients).try_for_each(|(trained, gradient)| trained.descend(gradient, &scalars))
     }
 
     /// Publishes weights, statistics, top layer and momentum.
@@ -188,11 +228,15 @@ impl TrainingPass {
 
     fn write(&self, path: &Path, progress: Option<&TrainingProgress>) -> Result<Digest, NetworkError> {
         self.check_weights()?;
+        let clone = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
+        let mut network: Tensors = self.network.tensors.iter().map(clone).collect();
+        network.extend(self.body.iter().map(|trained| clone((&trained.name, &trained.master))));
+        let momentum = self.body.iter().filter_map(|trained| Some(clone((&trained.name, trained.momentum.as_ref()?)))).collect();
         let contents = Contents {
             plan: &self.network.plan,
-            network: &self.network.tensors,
-            top_layer: &self.top_layer,
-            momentum: &self.momentum,
+            network: &network,
+            top_layer: &self.top_layer.each_ref().map(|trained| trained.master.shallow_clone()),
+            momentum: &momentum,
             n_steps: self.n_steps,
             progress,
         };
@@ -202,7 +246,8 @@ impl TrainingPass {
     /// A network that is broken must not take the place of one that is not.
     fn check_weights(&self) -> Result<(), NetworkError> {
         let _no_grad = tch::no_grad_guard();
-        for tensor in self.weights.iter().chain(self.network.tensors.values()) {
+        let masters = self.body.iter().chain(&self.top_layer).map(|trained| &trained.master);
+        for tensor in masters.chain(self.network.tensors.values()) {
             if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
                 return Err(NetworkError::NotFinite { what: "the weights are", step: self.n_steps as u64 });
             }
