@@ -194,13 +194,14 @@ fn damaged_events_keep_no_run_from_going_on() {
     assert!(events[n_events].json.contains("line 4 is no event"), "{}", events[n_events].json);
 }
 
-/// A share that was away while the network was trained; what training has saved by then must not count for ever.
+/// A share that was away while the network was trained, without a cache; what training has saved by then must not count for ever.
 #[test]
 fn images_that_were_away_in_training_are_trained_on_after_a_resume() {
     let folder = tempfile::tempdir().unwrap();
     let [images, away, volume] = ["images", "away", "volume"].map(|name| folder.path().join(name));
     assert!(Command::new("cp").args(["-r", text(pictures()), text(&images)]).status().unwrap().success());
-    let flags = "--arch resnet18 --image-size 32 --k 10 --batch 8 --epochs 1 --checkpoint-every 1 --device cpu --json";
+    let flags =
+        "--arch resnet18 --image-size 32 --k 10 --batch 8 --epochs 1 --checkpoint-every 1 --device cpu --cache-limit 0 --json";
     let arguments = ["train", text(&images), "--out", text(&volume)].into_iter().chain(flags.split(' '));
     let mut train = Followed::start(&arguments.map(str::to_owned).collect::<Vec<_>>());
     train.wait_for_phase(0, "train");
@@ -218,14 +219,14 @@ fn images_that_were_away_in_training_are_trained_on_after_a_resume() {
     deepcluster(["resume", text(&volume)]).good();
 }
 
-/// Every image was replaced before anything was committed: the run fails, and takes the new ones when it is resumed.
+/// Every image was replaced before anything was committed, and there is no cache: the run fails, and takes the new ones when it is resumed.
 #[test]
 fn images_that_were_replaced_in_the_first_epoch_are_the_runs_after_a_resume() {
     let folder = tempfile::tempdir().unwrap();
     let [images, volume] = ["images", "volume"].map(|name| folder.path().join(name));
     let draw = |size: &str| deepcluster(["demo-images", text(&images), "--count", "40", "--size", size]).good();
     draw("48");
-    let flags = "--arch resnet18 --image-size 32 --k 10 --batch 8 --epochs 1 --device cpu --json";
+    let flags = "--arch resnet18 --image-size 32 --k 10 --batch 8 --epochs 1 --device cpu --cache-limit 0 --json";
     let arguments = ["train", text(&images), "--out", text(&volume)].into_iter().chain(flags.split(' '));
     let mut train = Followed::start(&arguments.map(str::to_owned).collect::<Vec<_>>());
     train.wait_for_phase(0, "cluster");

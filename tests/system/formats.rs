@@ -1,8 +1,10 @@
 //! Every format that users have, against what Pillow reads; and hostile files.
 
 use crate::support::{deepcluster, pictures, python, text};
-use deepcluster_images::transform::Transformer;
-use deepcluster_images::{View, decode};
+use deepcluster_domain::geometry::resize_side;
+use deepcluster_images::View;
+use deepcluster_images::decode::decode;
+use deepcluster_images::transform::{Pixels, Transformer};
 use deepcluster_volume::image_list;
 use std::ffi::OsStr;
 use std::fs;
@@ -15,8 +17,10 @@ const SIDE: u32 = 224;
 /// Centre crop of an image file, and Pillow's bytes stored beside it.
 fn compare(image: &Path, expected: &Path) -> (f64, f64) {
     let mut found = vec![0; (SIDE * SIDE * 3) as usize];
-    let decoded = decode(image, None).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
-    Transformer::default().view(&decoded.image, View::Center, SIDE, &mut found).unwrap();
+    let decoded = decode(&fs::read(image).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
+    let mut transformer = Transformer::default();
+    let working = transformer.working(decoded, resize_side(SIDE)).unwrap();
+    transformer.view(Pixels::of(&working), View::Center, SIDE, &mut found).unwrap();
     let npy = fs::read(expected).unwrap();
     let expected = &npy[npy.len() - found.len()..];
     let differences: Vec<f64> = found.iter().zip(expected).map(|(a, b)| f64::from(a.abs_diff(*b))).collect();

@@ -63,6 +63,7 @@ fn file() -> impl Strategy<Value = Option<File>> {
 fn network() -> impl Strategy<Value = Option<Network>> {
     let network = (any::<i32>(), 0..6_i32, number(u32::MAX), any::<bool>(), text_strategy(), 0..5_i32, file()).prop_map(
         |(odd, architecture, image_size, sobel, device, precision, checkpoint)| Network {
+            cache_side: image_size.rotate_left(odd as u32 % 32),
             architecture: if odd % 5 == 0 { odd } else { architecture },
             image_size,
             sobel,
@@ -72,6 +73,11 @@ fn network() -> impl Strategy<Value = Option<Network>> {
         },
     );
     proptest::option::weighted(0.8, network)
+}
+
+fn cached() -> impl Strategy<Value = Option<CachedShard>> {
+    let cached = (text_strategy(), number(u64::MAX)).prop_map(|(path, first_image)| CachedShard { path, first_image });
+    proptest::option::weighted(0.5, cached)
 }
 
 fn images() -> impl Strategy<Value = Option<ImageList>> {
@@ -179,6 +185,8 @@ async fn odd_requests_to_workers_are_refused() {
             output: output.clone(),
             digests: any_of(&mut runner, &file()),
             digests_output: any_of(&mut runner, &text),
+            cache: any_of(&mut runner, &cached()),
+            cache_output: any_of(&mut runner, &text),
         };
         judge_stream(&format!("{request:?}"), extractor.extract(request.clone())).await;
         let request = ClusterRequest {
@@ -218,6 +226,8 @@ async fn odd_requests_to_workers_are_refused() {
             save_to: any_of(&mut runner, &text),
             saved: any_of(&mut runner, &file()),
             retry: one,
+            cache: (0..2).filter_map(|_| any_of(&mut runner, &cached())).collect(),
+            digests: vec![DigestsOfShard { file: any_of(&mut runner, &file()), first_image: seed }],
         };
         judge_stream(&format!("{request:?}"), trainer.train(request.clone())).await;
     }

@@ -12,9 +12,10 @@ run=$!
 until grep -q '"phase":"train"' "$OUT/first.json"; do kill -0 $run || break; sleep 0.05; done
 head -c 1000000000 /dev/zero >"$VOLUME/filler" 2>/dev/null
 wait $run; echo $? >"$OUT/first.code"
+head -c 1000000000 /dev/zero >"$VOLUME/filler-of-what-the-cache-left" 2>/dev/null
 "$PROGRAM" resume "$VOLUME" >/dev/null 2>"$OUT/second.err"; echo $? >"$OUT/second.code"
 "$PROGRAM" verify "$VOLUME" >"$OUT/verified" 2>&1; echo $? >"$OUT/verified.code"
-rm "$VOLUME/filler"
+rm "$VOLUME"/filler*
 "$PROGRAM" resume "$VOLUME" >/dev/null 2>"$OUT/third.err"; echo $? >"$OUT/third.code"
 cp -a "$VOLUME/runs" "$OUT/"
 "#;
@@ -45,4 +46,5 @@ fn a_volume_that_becomes_full_pauses_the_run() {
     assert_same(&contents(&finished_run().folder().join("epochs")), &epochs);
     let events = said("runs/run-0001/events.jsonl");
     assert!(events.contains("\"severity\":\"error\",\"state\":\"paused\""), "{events}");
+    assert!(events.contains("the volume is full: decoded images were removed"), "{events}");
 }

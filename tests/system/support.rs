@@ -155,6 +155,8 @@ pub fn contents(epochs: &Path) -> BTreeMap<String, Vec<u8>> {
             for seconds in ["extract_s", "cluster_s", "train_s"] {
                 manifest["scores"][seconds] = Value::Null;
             }
+            // What was interrupted reads some images again.
+            manifest["scores"]["reads"] = Value::Null;
             // That of the text, seconds included.
             manifest["checksum"] = Value::Null;
             bytes = manifest.to_string().into_bytes();

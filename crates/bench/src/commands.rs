@@ -19,12 +19,16 @@ pub(crate) struct Times {
     extract: f64,
     cluster: f64,
     train: f64,
+    /// Extraction of the first epoch, which decodes.
+    first_extract: Option<f64>,
 }
 
 impl Times {
     /// Adds an epoch: `extract_s`, `cluster_s`, `train_s`, `loss`, and `nmi_classes` or the peer's `nmi_truth`.
     pub(crate) fn add(&mut self, epoch: &Value) -> Result<(), String> {
-        self.extract += number(epoch, "extract_s")?;
+        let extract = number(epoch, "extract_s")?;
+        self.first_extract.get_or_insert(extract);
+        self.extract += extract;
         self.cluster += number(epoch, "cluster_s")?;
         self.train += number(epoch, "train_s")?;
         self.loss = number(epoch, "loss")?;
@@ -44,11 +48,14 @@ pub(crate) fn against_ceiling(photos: &Path, shown: usize, scratch: &Path, rows:
     let n = repeat(photos, shown, &images)? as f64;
     for precision in ["f32", "auto"] {
         let ceiling = |part: &str| Ok::<_, String>(CEILING_BATCH / parts::seconds("ceiling", &format!("{part}/{precision}"))?);
-        let flags = ["--image-size=224", "--k=20", "--epochs=1", "--batch=64", &format!("--precision={precision}")];
+        let flags = ["--image-size=224", "--k=20", "--epochs=2", "--batch=64", &format!("--precision={precision}")];
         let (times, _) = train(&images, &scratch.join(format!("volume-{precision}")), &flags)?;
-        for (name, seconds, part, goal) in
-            [("extraction", times.extract, "forward", 0.90), ("training", times.train, "step", 0.92)]
-        {
+        let first = times.first_extract.unwrap_or(times.extract);
+        for (name, seconds, part, goal) in [
+            ("extraction in the first epoch", first, "forward", 0.90),
+            ("extraction from the cache", times.extract - first, "forward", 0.95),
+            ("training", times.train / 2.0, "step", 0.92),
+        ] {
             let (rate, bare) = (n / seconds, ceiling(part)?);
             rows.push(Row::plain(format!("{name}, photos at 224, AlexNet, {precision}: images a second"), rate));
             rows.push(Row::plain(format!("bare {part}, {precision}: images a second"), bare));

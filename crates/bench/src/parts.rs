@@ -12,11 +12,8 @@ use std::process::Command;
 pub(crate) fn rows(photos: Option<&Path>, data: Option<&Path>, peer: Option<&Peer>, rows: &mut Vec<Row>) -> Result<(), String> {
     if let Some(photos) = photos {
         bench("deepcluster-images", "views", &[("BENCH_PHOTOS", photos)])?;
-        for view in ["center", "random"] {
-            rows.push(Row::plain(
-                format!("decode and {view} view of all photographs on one core: seconds"),
-                seconds("views", view)?,
-            ));
+        for view in ["center", "random", "center-cached", "random-cached"] {
+            rows.push(Row::plain(format!("{view} view of all photographs on one core: seconds"), seconds("views", view)?));
         }
     }
     if let Some(data) = data {
@@ -39,6 +36,8 @@ pub(crate) fn rows(photos: Option<&Path>, data: Option<&Path>, peer: Option<&Pee
                 ratio,
                 Goal::AtLeast(3.0),
             ));
+            let ratio = number(&theirs, &format!("{view}_s"))? / seconds("views", &format!("{view}-cached"))?;
+            rows.push(Row::new(format!("{view} view from the cache, the same ratio"), ratio, Goal::AtLeast(15.0)));
         }
     }
     if let Some(data) = data {

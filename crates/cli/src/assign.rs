@@ -1,5 +1,6 @@
 //! `assign`: clusters of images that took no part in a run, by the services on this machine.
 
+use crate::embedded::ServicesArgs;
 use crate::failure::Failure;
 use crate::local::{LastEpoch, print_labels};
 use crate::train::with_services;
@@ -23,7 +24,8 @@ pub async fn assign(run_dir: &Path, images: &[PathBuf], as_json: bool) -> Result
         Ok(bytes.strip_prefix(b"/").unwrap_or(bytes).to_vec())
     };
     let paths = images.iter().map(below_root).collect::<Result<Vec<_>, Failure>>()?;
-    let assignments = with_services(&volume, 1, "", async |client, _| client.assign(run_id, paths).await).await?;
+    let assignments =
+        with_services(&volume, &ServicesArgs::ONE_EACH, "", async |client, _| client.assign(run_id, paths).await).await?;
     let mut entries = Vec::new();
     let (mut labels, mut distances) = (Vec::new(), Vec::new());
     for (image, assignment) in images.iter().zip(assignments) {

@@ -48,6 +48,33 @@ const LEAST_ROOM: u64 = 2 << 20;
 /// How lines in a service's log begin that are not its own.
 const NOTE: &str = "deepcluster: ";
 
+/// What the services of this machine are to be like.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ServicesArgs {
+    /// Extractor processes; they share the cores
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    extractors: usize,
+    /// Most room that decoded images may take on the volume, as 200GB, or 0 for none; without it, half of what is free
+    #[arg(long, value_name = "SIZE")]
+    cache_limit: Option<String>,
+}
+
+impl ServicesArgs {
+    /// One of each kind.
+    pub const ONE_EACH: Self = Self { extractors: 1, cache_limit: None };
+
+    /// Whether they can be started.
+    ///
+    /// # Errors
+    /// One sentence that names the flag.
+    pub fn check(&self) -> Result<(), Failure> {
+        match self.extractors {
+            1..=64 => Ok(()),
+            _ => Err(Failure::usage("--extractors must lie between 1 and 64")),
+        }
+    }
+}
+
 /// The running services.
 pub struct Stack {
     services: Vec<Service>,
@@ -73,11 +100,12 @@ struct Service {
 }
 
 impl Stack {
-    /// Starts coordinator, clusterer, trainer and `n_extractors` extractors on a volume.
+    /// Starts coordinator, clusterer, trainer and extractors on a volume.
     ///
     /// # Errors
     /// When the volume cannot be written or a program is missing.
-    pub fn start(volume: &Path, n_extractors: usize) -> Result<Self, Failure> {
+    pub fn start(volume: &Path, args: &ServicesArgs) -> Result<Self, Failure> {
+        let n_extractors = args.extractors;
         publish::create_folder(&volume.join("logs"))?;
         let volume = fs::canonicalize(volume).map_err(|error| Failure::usage(format!("{}: {error}", volume.display())))?;
         // Where not even a log can be written, a service cannot say what is the matter.
@@ -95,11 +123,12 @@ impl Stack {
         let address = |service: &Service| service.listener.local_addr().map(|address| address.to_string());
         let addresses: Vec<String> =
             services.iter().map(address).collect::<Result<_, _>>().map_err(|error| Failure::other(error.to_string()))?;
-        let arguments = vec![
+        let mut arguments = vec![
             format!("--extractors={}", addresses[..n_extractors].join(",")),
             format!("--clusterer={}", addresses[n_extractors]),
             format!("--trainer={}", addresses[n_extractors + 1]),
         ];
+        arguments.extend(args.cache_limit.as_ref().map(|limit| format!("--cache-limit={limit}")));
         let mut coordinator = Service::new("coordinator", "coordinator", 1, &volume, arguments)?;
         // No run starts before one is asked for; when the coordinator dies later, that one must go on by itself.
         coordinator.at_first.push("--start-paused".to_owned());

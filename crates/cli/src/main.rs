@@ -20,6 +20,7 @@ use client::{Client, NoRoom, run_json, state_name};
 use deepcluster_proto::run_spec_to_wire;
 use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
+use embedded::ServicesArgs;
 use failure::{Failure, say};
 use serde_json::json;
 use server::Server;
@@ -49,9 +50,8 @@ enum Command {
         out: PathBuf,
         #[command(flatten)]
         spec: SpecArgs,
-        /// Extractor processes; they share the cores
-        #[arg(long, default_value_t = 1, value_name = "N")]
-        extractors: usize,
+        #[command(flatten)]
+        services: ServicesArgs,
         /// One JSON object a line
         #[arg(long)]
         json: bool,
@@ -62,6 +62,8 @@ enum Command {
         volume: PathBuf,
         /// Which run, when several could go on
         run: Option<String>,
+        #[command(flatten)]
+        services: ServicesArgs,
         /// One JSON object a line
         #[arg(long)]
         json: bool,
@@ -213,11 +215,11 @@ fn parse() -> Result<Cli, Failure> {
 
 async fn execute(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Train { images, out, spec, extractors, json } => {
+        Command::Train { images, out, spec, services, json } => {
             let spec = spec.spec(train::images_below_root(&images)?);
-            train::train(spec, &out, extractors, json).await
+            train::train(spec, &out, &services, json).await
         }
-        Command::Resume { volume, run, json } => train::resume(&volume, run, json).await,
+        Command::Resume { volume, run, services, json } => train::resume(&volume, run, &services, json).await,
         Command::Submit { images, spec, tags, request_id, server } => {
             if images.is_empty() {
                 return Err(Failure::usage("the folder of images has no name; '.' is all of the services' images"));

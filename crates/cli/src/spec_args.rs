@@ -1,5 +1,6 @@
 //! The flags that describe a run.
 
+use deepcluster_domain::geometry::resize_side;
 use deepcluster_domain::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery};
 
 /// What a run shall do. Defaults are the recipe's.
@@ -59,6 +60,10 @@ pub struct SpecArgs {
     /// How often training saves itself inside an epoch: a duration like 90s, 5m or 1h, or a number of steps
     #[arg(long, default_value = "5m", value_name = "EVERY")]
     checkpoint_every: SaveEvery,
+    /// Shorter side to which images are shrunk before views are cut from them, and in which they lie in the cache, in pixels;
+    /// 8/7 of the image size when not given
+    #[arg(long, value_name = "PIXELS")]
+    cache_side: Option<u32>,
 }
 
 impl SpecArgs {
@@ -84,6 +89,7 @@ impl SpecArgs {
             keep_epochs: self.keep_epochs,
             shard_images: self.shard_images,
             checkpoint_every: self.checkpoint_every,
+            cache_side: self.cache_side.unwrap_or_else(|| resize_side(self.image_size)),
         }
     }
 }

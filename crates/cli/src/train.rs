@@ -1,7 +1,7 @@
 //! `train` and `resume`: a run on the services of this machine.
 
 use crate::client::{Client, NoRoom};
-use crate::embedded::{Stack, check_device};
+use crate::embedded::{ServicesArgs, Stack, check_device};
 use crate::failure::{Failure, say};
 use crate::show::Show;
 use deepcluster_domain::{DeviceChoice, RunId, RunSpec};
@@ -44,23 +44,22 @@ pub fn images_below_root(images: &Path) -> Result<String, Failure> {
 ///
 /// # Errors
 /// When input or spec do not do, or the run fails.
-pub async fn train(spec: RunSpec, volume: &Path, n_extractors: usize, json: bool) -> Result<(), Failure> {
+pub async fn train(spec: RunSpec, volume: &Path, services: &ServicesArgs, json: bool) -> Result<(), Failure> {
     spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
-    if !(1..=64).contains(&n_extractors) {
-        return Err(Failure::usage("--extractors must lie between 1 and 64"));
-    }
+    services.check()?;
     if matches!(spec.device, DeviceChoice::Cuda(_)) {
         check_device(&spec.device.to_string())?;
     }
     check_records(volume, &Volume::new(volume).run_ids()?)?;
-    embedded(volume, n_extractors, Wanted::Spec(Box::new(spec)), json).await
+    embedded(volume, services, Wanted::Spec(Box::new(spec)), json).await
 }
 
 /// Continues a run that was interrupted.
 ///
 /// # Errors
 /// When there is none, it has ended, or it fails.
-pub async fn resume(volume: &Path, run: Option<String>, json: bool) -> Result<(), Failure> {
+pub async fn resume(volume: &Path, run: Option<String>, services: &ServicesArgs, json: bool) -> Result<(), Failure> {
+    services.check()?;
     let runs = Volume::new(volume).run_ids()?;
     if runs.is_empty() {
         return Err(Failure::usage(format!("{} has no runs", volume.display())));
@@ -70,7 +69,7 @@ pub async fn resume(volume: &Path, run: Option<String>, json: bool) -> Result<()
     }
     let named = |id: &RunId| run.as_ref().is_none_or(|name| id.as_str() == name.as_str());
     check_records(volume, &runs.iter().filter(|id| named(id)).cloned().collect::<Vec<_>>())?;
-    embedded(volume, 1, Wanted::Unfinished(run), json).await
+    embedded(volume, services, Wanted::Unfinished(run), json).await
 }
 
 /// A run whose record cannot be read may be the very one that is to go on; another must not begin in its place unasked.
@@ -91,14 +90,14 @@ fn check_records(volume: &Path, runs: &[RunId]) -> Result<(), Failure> {
 /// What the work fails with, or why a service cannot start.
 pub async fn with_services<T>(
     volume: &Path,
-    n_extractors: usize,
+    services: &ServicesArgs,
     hint: &str,
     work: impl AsyncFnOnce(&mut Client, Vec<Run>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let failed = |error: std::io::Error| Failure::other(error.to_string());
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut stack = Stack::start(volume, n_extractors)?;
+    let mut stack = Stack::start(volume, services)?;
     let mut client = Client::of_this_machine(&stack.server)?;
     let answered = async {
         let runs = tokio::time::timeout(START, first_answer(&mut client)).await;
@@ -115,9 +114,9 @@ pub async fn with_services<T>(
     outcome
 }
 
-async fn embedded(volume: &Path, n_extractors: usize, wanted: Wanted, json: bool) -> Result<(), Failure> {
+async fn embedded(volume: &Path, services: &ServicesArgs, wanted: Wanted, json: bool) -> Result<(), Failure> {
     let hint = format!("; `deepcluster resume {}` goes on", volume.display());
-    with_services(volume, n_extractors, &hint, async |client, runs| follow(client, runs, wanted, volume, json).await).await
+    with_services(volume, services, &hint, async |client, runs| follow(client, runs, wanted, volume, json).await).await
 }
 
 async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Path, json: bool) -> Result<(), Failure> {

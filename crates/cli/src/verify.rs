@@ -4,7 +4,8 @@ use crate::failure::{Failure, say};
 use deepcluster_domain::RunId;
 use deepcluster_volume::Volume;
 use deepcluster_volume::lock::VolumeLock;
-use deepcluster_volume::verify::{Report, repair_run, verify_run};
+use deepcluster_volume::publish;
+use deepcluster_volume::verify::{Report, repair_run, verify_caches, verify_run};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
@@ -39,6 +40,7 @@ pub fn verify(root: &Path, run: Option<&str>, repair: bool, as_json: bool) -> Re
         }
         n_damaged += usize::from(!report.damage.is_empty());
     }
+    check_caches(&volume, repair, as_json)?;
     match (n_damaged, repair) {
         (0, _) => Ok(()),
         (n, false) => {
@@ -46,6 +48,25 @@ pub fn verify(root: &Path, run: Option<&str>, repair: bool, as_json: bool) -> Re
         }
         (n, true) => Err(Failure::other(format!("{n} of {} runs are damaged beyond repair", ids.len()))),
     }
+}
+
+/// Decoded images that are damaged are no damage to any run: they are decoded again.
+fn check_caches(volume: &Volume, repair: bool, as_json: bool) -> Result<(), Failure> {
+    let (n_good, damaged) = verify_caches(volume)?;
+    if n_good + damaged.len() == 0 {
+        return Ok(());
+    }
+    if repair {
+        damaged.iter().try_for_each(|(path, _)| publish::remove(path))?;
+    }
+    let sentences: Vec<String> = damaged.iter().map(|(_, error)| error.to_string()).collect();
+    if as_json {
+        return say(json!({"cache": {"files": n_good, "damage": sentences}}));
+    }
+    for sentence in sentences {
+        say(format!("cache: {sentence}; the images are decoded again when they are needed"))?;
+    }
+    say(format!("cache: {n_good} files of decoded images are good"))
 }
 
 fn tell(id: &RunId, report: &Report, as_json: bool) -> Result<(), Failure> {

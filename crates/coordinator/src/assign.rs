@@ -142,6 +142,8 @@ impl OneAssignment<'_> {
                 output: self.relative(&self.folder.0.join(format!("{shard:05}.npy")))?,
                 digests: None,
                 digests_output: String::new(),
+                cache: None,
+                cache_output: String::new(),
             })
         };
         shards.map(request).collect()

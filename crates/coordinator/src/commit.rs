@@ -40,6 +40,7 @@ impl EpochRunner<'_> {
             extract_s: pending.extract_s,
             cluster_s: clustering.seconds,
             train_s: training.seconds,
+            reads: pending.reads,
         };
         let files = EpochFiles {
             labels: clustering.labels.clone(),

@@ -113,7 +113,8 @@ impl Runs {
     fn check_room(&self, spec: &RunSpec, resolved: &ResolvedRecord) -> Result<(), Status> {
         let root = self.workshop.volume.root();
         let needed = SpaceNeeded::of(spec, resolved.n_images, resolved.k).whole_run();
-        let free = space::available(root).map_err(|error| volume_status(&error))?;
+        // Decoded images make room when it is needed.
+        let free = space::available(root).map_err(|error| volume_status(&error))? + space::used(&self.workshop.volume.caches());
         if needed <= free {
             return Ok(());
         }

@@ -7,6 +7,7 @@
 //!    files of a worker that was given up change nothing.
 //! 4. `epoch.json` is the commit; only then features and older epochs go.
 
+use crate::cache::{Cache, CacheLimit};
 use crate::images;
 use crate::run::Run;
 use crate::workers::{Call, Workers};
@@ -33,13 +34,15 @@ pub struct Workshop {
     pub workers: Workers,
     /// The owner's token, of which no other owner has the same.
     pub token: u64,
+    /// How much room decoded images may take.
+    pub cache_limit: CacheLimit,
     n_tries: AtomicU64,
 }
 
 impl Workshop {
     /// Of an owner of a volume.
-    pub fn new(volume: Volume, workers: Workers, token: u64) -> Self {
-        Self { volume, workers, token, n_tries: AtomicU64::new(0) }
+    pub fn new(volume: Volume, workers: Workers, token: u64, cache_limit: CacheLimit) -> Self {
+        Self { volume, workers, token, cache_limit, n_tries: AtomicU64::new(0) }
     }
 
     /// A place beside `target` that no other try has ever had or will have.
@@ -60,13 +63,14 @@ pub struct EpochRunner<'a> {
     /// The manifest of the epoch before.
     pub(crate) last: Option<EpochManifest>,
     pub(crate) images: Vec<ImageEntry>,
+    pub(crate) cache: Cache,
     pending: Mutex<PendingEpoch>,
     digests: Mutex<DigestsRecord>,
 }
 
 impl<'a> EpochRunner<'a> {
-    /// Reads what is already done of the run's current epoch.
-    pub fn open(workshop: &'a Workshop, run: &'a Run) -> Result<Self, Status> {
+    /// Reads what is already done of the run's current epoch; `others` are the keys of the decoded images of other runs.
+    pub fn open(workshop: &'a Workshop, run: &'a Run, others: &[String]) -> Result<Self, Status> {
         let epoch = EpochId(run.record().epochs_done);
         let folder = run.folder.epoch(epoch);
         publish::create_folder(&folder.features()).map_err(failed)?;
@@ -89,7 +93,8 @@ impl<'a> EpochRunner<'a> {
         };
         let (digests, lost) = trusted_digests(&workshop.volume, &run.folder.digests_json());
         let (pending, digests) = (Mutex::new(pending), Mutex::new(digests));
-        let mut runner = Self { workshop, run, spec: &run.spec, epoch, folder, last, images: list, pending, digests };
+        let cache = Cache::open(workshop, run, &list, others).map_err(failed)?;
+        let mut runner = Self { workshop, run, spec: &run.spec, epoch, folder, last, images: list, cache, pending, digests };
         for damage in lost {
             let message = format!("{damage}; the files that it is about are taken for the run's images as they are now");
             runner.fault("volume", &Status::data_loss(message));

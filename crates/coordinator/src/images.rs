@@ -2,9 +2,9 @@
 
 use crate::run::Run;
 use deepcluster_domain::RunSpec;
-use deepcluster_images::decode::{Expected, REPLACED, UNKNOWN};
+use deepcluster_images::decode::{self, Expected, REPLACED, UNKNOWN};
 use deepcluster_images::find::describe;
-use deepcluster_images::{decode, find_images};
+use deepcluster_images::find_images;
 use deepcluster_service::requests::{images_folder, volume_status};
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::image_list::ImageEntry;
@@ -45,6 +45,7 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
     let folder = images_folder(root, &run.spec.images)?;
     let anew = record.epochs_done == 0 && record.state == RunState::Failed;
     let mut images = if anew { list_all(&folder, &before)? } else { before.clone() };
+    let mut content = Vec::new();
     for image in images.iter_mut() {
         let Some(why) = &image.skipped else { continue };
         // Labels that the run has given belong to the file that was there before; a list made anew has given none.
@@ -53,8 +54,9 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
         }
         *image = describe(&folder, image.as_path());
         let expected = Expected { bytes: image.bytes, digest: UNKNOWN };
-        let unreadable = decode(&folder.join(image.as_path()), Some(expected)).err().map(|why| why.to_string());
-        image.skipped = unreadable;
+        let path = folder.join(image.as_path());
+        let read = decode::read(&path, Some(expected), &mut content).and_then(|_| decode::decode(&content));
+        image.skipped = read.err().map(|why| why.to_string());
     }
     let resolved = match anew {
         true => resolve(&run.spec, &images)?,

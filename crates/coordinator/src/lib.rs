@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assign;
+pub mod cache;
 mod commit;
 pub mod create;
 pub mod epoch;
@@ -23,6 +24,7 @@ pub mod run;
 pub mod runs;
 pub mod workers;
 
+use cache::CacheLimit;
 use deepcluster_proto::v1::runs_server::RunsServer;
 use deepcluster_service::{Config, Service};
 use deepcluster_volume::lock::{BEAT, VolumeLock};
@@ -51,6 +53,8 @@ pub struct Start {
     pub paused: bool,
     /// How long another owner of the volume may show no sign of life before it is taken for dead.
     pub takeover_after: Duration,
+    /// How much room decoded images may take.
+    pub cache_limit: CacheLimit,
 }
 
 impl Coordinator {
@@ -61,7 +65,7 @@ impl Coordinator {
     pub fn new(config: &Config, workers: Workers, start: Start) -> Result<Self, String> {
         let lock = VolumeLock::take(&config.volume, start.takeover_after).map_err(|error| error.to_string())?;
         // Clients and the network know the volume's files by paths below its real root.
-        let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token());
+        let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token(), start.cache_limit);
         let runs = Runs::open(workshop, config.images.clone(), start.paused, config.limits).map_err(|error| error.to_string())?;
         let lost = Arc::new(OnceLock::new());
         Ok(Self { runs: Arc::new(runs), shutdown: CancellationToken::new(), lock: Arc::new(lock), lost })

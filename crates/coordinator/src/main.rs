@@ -1,7 +1,9 @@
 //! The coordinator as a process.
 #![forbid(unsafe_code)]
 
+use bytesize::ByteSize;
 use clap::Parser;
+use deepcluster_coordinator::cache::CacheLimit;
 use deepcluster_coordinator::workers::{Patience, Workers};
 use deepcluster_coordinator::{Coordinator, Start};
 use deepcluster_service::config::token_file;
@@ -41,6 +43,9 @@ struct Cli {
     /// Seconds without progress after which a worker that still answers is taken for stuck, at least 5
     #[arg(long, env = "DC_WORKER_STANDSTILL", value_name = "SECONDS", default_value = "3600")]
     worker_standstill: String,
+    /// Most room that decoded images may take on the volume, as 200GB, or 0 for none; without it, half of what is free
+    #[arg(long, env = "DC_CACHE_LIMIT", value_name = "SIZE")]
+    cache_limit: Option<String>,
     /// Most runs that wait for their turns
     #[arg(long, env = "DC_QUEUE_LIMIT", value_name = "N", default_value = "100")]
     queue_limit: String,
@@ -79,6 +84,7 @@ impl Cli {
             standstill: seconds("worker-standstill", &self.worker_standstill, &mut mistakes),
         };
         let takeover_after = seconds("takeover-after", &self.takeover_after, &mut mistakes);
+        let cache_limit = cache_limit(self.cache_limit.as_deref(), &mut mistakes);
         let limits = Limits {
             queue: count("queue-limit", &self.queue_limit, &mut mistakes),
             watchers: count("watchers-limit", &self.watchers_limit, &mut mistakes),
@@ -101,7 +107,8 @@ impl Cli {
         let workers = workers.map_err(|error| mistakes.extend(error)).ok();
         match (config, workers) {
             (Some(config), Some(workers)) if mistakes.is_empty() => {
-                Ok((Config { tokens, limits, ..config }, workers, Start { paused: self.start_paused, takeover_after }))
+                let start = Start { paused: self.start_paused, takeover_after, cache_limit };
+                Ok((Config { tokens, limits, ..config }, workers, start))
             }
             _ => Err(ConfigError(mistakes)),
         }
@@ -115,6 +122,19 @@ fn count(flag: &str, text: &str, mistakes: &mut Vec<String>) -> usize {
         _ => {
             mistakes.push(format!("--{flag} '{text}' is not a number from 1 on"));
             1
+        }
+    }
+}
+
+/// A number of bytes; a mistake is noted.
+fn cache_limit(text: Option<&str>, mistakes: &mut Vec<String>) -> CacheLimit {
+    // A container's environment may name it and say nothing.
+    match text.filter(|text| !text.is_empty()).map(str::parse::<ByteSize>) {
+        None => CacheLimit::HalfOfFree,
+        Some(Ok(size)) => CacheLimit::Bytes(size.as_u64()),
+        Some(Err(_)) => {
+            mistakes.push(format!("--cache-limit '{}' is not a size like 200GB", text.unwrap_or_default()));
+            CacheLimit::HalfOfFree
         }
     }
 }

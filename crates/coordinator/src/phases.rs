@@ -10,12 +10,13 @@ use deepcluster_proto::v1::cluster_saved::File as Phase;
 use deepcluster_service::requests::{file_to_wire, record_of};
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::publish;
-use deepcluster_volume::records::{ClusteringRecord, ShardRecord, TrainingRecord, TrainingSoFar};
+use deepcluster_volume::records::{ClusteringRecord, PendingEpoch, ShardRecord, TrainingRecord, TrainingSoFar};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use tonic::{Code, Status};
+use tracing::warn;
 
 /// How often an epoch may begin its training anew because numbers were no longer finite.
 const MOST_RETRIES: u32 = 1;
@@ -35,19 +36,26 @@ impl EpochRunner<'_> {
             self.tell("extract", v1::Progress { phase: "images".into(), done, total, loss: 0.0 });
         };
         let done = |shard: ShardId, result: v1::ExtractResult| {
+            self.drop_unfit(result.reads.as_ref());
             let staged = record_of("features", result.features.as_ref())?;
             let features = self.adopt(&staged, &self.folder.shard(shard))?;
             if let Some(digests) = &result.digests {
                 self.note_digests(shard, &record_of("digests", Some(digests))?)?;
             }
+            self.keep_decoded(shard, result.cache.as_ref());
             let skipped = result.skipped.into_iter().map(|image| (image.index, image.reason)).collect();
             under_way().remove(&shard);
             self.note(|pending| {
                 pending.shards.insert(shard.0, ShardRecord { features, skipped });
+                add_reads(pending, result.reads.as_ref());
                 pending.extract_s = seconds_before + start.elapsed().as_secs_f64();
             })
         };
-        let failed_try = |request: &v1::ExtractRequest| self.discard(&[&request.output, &request.digests_output]);
+        let failed_try = |request: &v1::ExtractRequest| {
+            self.discard(&[&request.output, &request.digests_output])?;
+            // Without a folder there is nothing to discard.
+            self.discard(&[&request.cache_output]).or(Ok(()))
+        };
         let request = |shard: ShardId| self.extract_request(shard, list.clone());
         let (stop, fault) = (self.run.stop_token(), |status: &Status| self.fault("extractor", status));
         let call = self.call(&stop, &|_| {}, &fault);
@@ -128,10 +136,29 @@ impl EpochRunner<'_> {
             other => other?,
         };
         self.check_unread(&result)?;
+        self.drop_unfit(result.reads.as_ref());
         let checkpoint = self.adopt(&record_of("checkpoint", result.checkpoint.as_ref())?, &self.folder.checkpoint())?;
         let (loss, n_images) = (result.loss, result.n_images);
         let training = TrainingRecord { checkpoint, loss, n_images, seconds: seconds() };
-        self.note(|pending| pending.training = Some(training))
+        self.note(|pending| {
+            pending.training = Some(training);
+            add_reads(pending, result.reads.as_ref());
+        })
+    }
+
+    /// Gives decoded images their name. Where that cannot be, the next epoch decodes them again.
+    fn keep_decoded(&self, shard: ShardId, staged: Option<&v1::File>) {
+        let (Some(target), Some(staged)) = (self.cache.target(shard), staged) else { return };
+        let adopted = record_of("cache", Some(staged)).map_err(Status::from).and_then(|staged| self.adopt(&staged, &target));
+        if let Err(status) = adopted {
+            warn!(message = status.message(), "decoded images are not kept");
+        }
+    }
+
+    fn drop_unfit(&self, reads: Option<&v1::Reads>) {
+        if let Some(reads) = reads {
+            self.cache.drop_unfit(&self.workshop.volume, &reads.unfit);
+        }
     }
 
     /// Numbers are no longer finite: training goes back to where the epoch began and draws other random numbers, once.
@@ -182,6 +209,7 @@ impl EpochRunner<'_> {
             None => self.staged(&self.run.folder.digests(shard))?,
             Some(_) => String::new(),
         };
+        let cache_output = self.cache.target(shard).map(|path| self.staged(&path)).transpose()?.unwrap_or_default();
         Ok(v1::ExtractRequest {
             run_id: self.run.id.to_string(),
             epoch: self.epoch.0,
@@ -196,6 +224,8 @@ impl EpochRunner<'_> {
             output: self.staged(&self.folder.shard(shard))?,
             digests: digests.as_ref().map(file_to_wire),
             digests_output,
+            cache: self.cache.there(&self.workshop.volume, shard, first_image)?,
+            cache_output,
         })
     }
 
@@ -225,6 +255,12 @@ impl EpochRunner<'_> {
         publish::sweep(self.folder.path()).map_err(failed)?;
         let pending = self.pending();
         let clustering = pending.clustering.as_ref().ok_or_else(|| Status::internal("training before clustering"))?;
+        let shards = || pending.shards.keys().map(|shard| (ShardId(*shard), self.shard_rows(ShardId(*shard)).0));
+        let cached = |(shard, first_image)| self.cache.there(&self.workshop.volume, shard, first_image).transpose();
+        let digests = |(shard, first_image)| {
+            let file = self.digests(shard)?;
+            Some(v1::DigestsOfShard { file: Some(file_to_wire(&file)), first_image })
+        };
         Ok(v1::TrainRequest {
             run_id: self.run.id.to_string(),
             epoch: self.epoch.0,
@@ -243,6 +279,15 @@ impl EpochRunner<'_> {
             save_to: self.staged(&self.folder.path().join("training"))?,
             saved: pending.training_so_far.as_ref().map(|saved| file_to_wire(&saved.file)),
             retry: pending.retries,
+            cache: shards().filter_map(cached).collect::<Result<_, _>>()?,
+            digests: shards().filter_map(digests).collect(),
         })
+    }
+}
+
+fn add_reads(pending: &mut PendingEpoch, reads: Option<&v1::Reads>) {
+    if let Some(reads) = reads {
+        pending.reads.decoded += reads.decoded;
+        pending.reads.cached += reads.cached;
     }
 }

@@ -9,7 +9,7 @@ use deepcluster_volume::{RunFolder, Volume, VolumeError, publish, space};
 use metrics::gauge;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,8 @@ pub struct Run {
     /// Where it lies.
     pub folder: RunFolder,
     volume: Volume,
+    /// By what its decoded images are known, once somebody has asked.
+    cache_key: OnceLock<String>,
     /// How often files were found damaged since an epoch was last committed.
     n_damaged: AtomicU32,
     state: Mutex<State>,
@@ -123,7 +125,26 @@ impl Run {
         let (volume, folder) = (volume.clone(), volume.run(&id));
         let news = News { n_events: events.len() as u64, progress: None, ended: record.state.has_ended() };
         let state = State { record, log, events, stop: CancellationToken::new() };
-        Self { id, spec, folder, volume, n_damaged: AtomicU32::new(0), state: Mutex::new(state), news: watch::Sender::new(news) }
+        Self {
+            id,
+            spec,
+            folder,
+            volume,
+            cache_key: OnceLock::new(),
+            n_damaged: AtomicU32::new(0),
+            state: Mutex::new(state),
+            news: watch::Sender::new(news),
+        }
+    }
+
+    /// By what its decoded images are known; the list of its images tells.
+    pub fn cache_key(&self, find: impl FnOnce() -> String) -> String {
+        self.cache_key.get_or_init(find).clone()
+    }
+
+    /// The same, if its images were read before and it goes on.
+    pub fn used_cache(&self) -> Option<String> {
+        self.cache_key.get().filter(|_| !self.record().state.has_ended()).cloned()
     }
 
     /// A copy of its record.
@@ -238,6 +259,19 @@ impl Run {
     /// When it cannot be written.
     pub fn event(&self, kind: &str, severity: Severity, body: Value) -> Result<(), VolumeError> {
         self.append(&mut self.lock(), kind, severity, body)
+    }
+
+    /// Adds an event, unless the last one of its kind has said the same.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn event_once(&self, kind: &str, severity: Severity, body: Value) -> Result<(), VolumeError> {
+        let message = |event: &Event| serde_json::from_str::<Value>(&event.json).ok().map(|json| json["message"].clone());
+        let told = self.lock().events.iter().rfind(|event| event.kind == kind).and_then(message);
+        if told.as_ref() == Some(&body["message"]) {
+            return Ok(());
+        }
+        self.event(kind, severity, body)
     }
 
     fn append(&self, state: &mut State, kind: &str, severity: Severity, body: Value) -> Result<(), VolumeError> {

@@ -1,5 +1,6 @@
 //! All runs of the volume, and the loop that gives their epochs turns.
 
+use crate::cache;
 use crate::commit::after_commit;
 use crate::epoch::{EpochRunner, Workshop};
 use crate::fallback::{last_good, step_back};
@@ -147,6 +148,9 @@ impl Runs {
     /// What becomes of a run whose epoch could not be finished.
     fn stop(&self, run: &Run, status: &Status) -> Result<(), VolumeError> {
         if is_no_room(status) {
+            if cache::give_up(&self.workshop.volume, run)? {
+                return run.enter(&[RunState::Running], RunState::Queued, "decoded images were removed to make room").map(drop);
+            }
             return run.pause_for_room(&self.no_room(run, status.message()));
         }
         match status.code() {
@@ -200,7 +204,11 @@ impl Runs {
         let epoch = EpochId(epochs_done);
         let scores = match verified_epoch(&self.workshop.volume, &run.folder.epoch(epoch)) {
             Ok(manifest) => manifest.scores,
-            Err(_) => EpochRunner::open(&self.workshop, run)?.finish().await?,
+            Err(_) => {
+                let others: Vec<String> =
+                    self.all().iter().filter(|other| other.id != run.id).filter_map(|other| other.used_cache()).collect();
+                EpochRunner::open(&self.workshop, run, &others)?.finish().await?
+            }
         };
         after_commit(&self.workshop.volume, run, epoch, &scores).map_err(failed)
     }

@@ -40,6 +40,17 @@ pub fn resize_side(image_size: u32) -> u32 {
     (u64::from(image_size) * 256 / 224) as u32
 }
 
+/// Size of an image whose shorter side becomes `short`; the longer one is truncated, as torchvision does it.
+pub fn resized(width: u32, height: u32, short: u32) -> (u32, u32) {
+    let long = |long: u32, of: u32| (u64::from(short) * u64::from(long) / u64::from(of.max(1))) as u32;
+    if width <= height { (short, long(height, width)) } else { (long(width, height), short) }
+}
+
+/// Size of an image whose shorter side is at most `side`: [`resized`], or as it is.
+pub fn shrunk(width: u32, height: u32, side: u32) -> (u32, u32) {
+    if width.min(height) > side { resized(width, height, side) } else { (width, height) }
+}
+
 /// Output side of a convolution or pooling window.
 fn window(side: u32, kernel: u32, stride: u32, padding: u32) -> u32 {
     match (side + 2 * padding).checked_sub(kernel) {
@@ -71,5 +82,9 @@ mod tests {
         assert_eq!(smallest_image(Architecture::Vgg16), 32);
         assert_eq!(resize_side(224), 256);
         assert_eq!(resize_side(64), 73);
+        assert_eq!(resized(500, 375, 256), (341, 256));
+        assert_eq!(resized(30, 40, 256), (256, 341));
+        assert_eq!(shrunk(500, 375, 256), (341, 256));
+        assert_eq!(shrunk(500, 200, 256), (500, 200));
     }
 }

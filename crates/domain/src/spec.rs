@@ -247,6 +247,8 @@ pub struct RunSpec {
     pub shard_images: u32,
     /// How often training saves itself inside an epoch.
     pub checkpoint_every: SaveEvery,
+    /// Images are shrunk until their shorter side is not longer than this, in pixels, before views are cut from them.
+    pub cache_side: u32,
 }
 
 impl Default for RunSpec {
@@ -271,6 +273,7 @@ impl Default for RunSpec {
             keep_epochs: 3,
             shard_images: 4096,
             checkpoint_every: SaveEvery::Seconds(300),
+            cache_side: geometry::resize_side(224),
         }
     }
 }
@@ -303,6 +306,11 @@ impl RunSpec {
                 format!("image size {} is too small for {}, which needs at least {smallest}", self.image_size, self.architecture),
             ),
             (self.image_size <= 4096, "image_size", "image size must be at most 4096".to_owned()),
+            (
+                self.cache_side >= self.image_size && self.cache_side <= 65_536,
+                "cache_side",
+                "cache side must lie between the image size and 65536".to_owned(),
+            ),
             (self.batch >= 2 && self.batch <= 65_536, "batch", "batch must lie between 2 and 65536".to_owned()),
             (positive_number(self.learning_rate), "learning_rate", "learning rate must be a positive number".to_owned()),
             (

@@ -1,9 +1,10 @@
 //! One shard, from request to result.
 
 use crate::Place;
+use deepcluster_domain::RunSpec;
 use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_images::find::check_there;
-use deepcluster_images::{BatchLoader, LoaderOptions, Request, View};
+use deepcluster_images::{BatchLoader, Cached, LoaderOptions, Reads, Request, Source, View};
 use deepcluster_network::{Network, NetworkError, Runtime};
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, File, Progress, SkippedImage};
@@ -12,9 +13,11 @@ use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::npy::{self, ArrayWriter};
+use deepcluster_volume::pixels::PixelsWriter;
 use metrics::counter;
+use std::path::Path;
 use tonic::Status;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Computes and publishes the features of one shard.
 pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobContext) -> Result<ExtractResult, Status> {
@@ -41,22 +44,18 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let network = network.map_err(network_status)?;
     let width = network.plan.embedding as usize;
 
-    let known = known_digests(place, request)?;
-    let wanted = shard.iter().zip(known).map(|(entry, digest)| {
-        let path = entry.skipped.is_none().then(|| folder.join(entry.as_path()));
-        Request { path, expected: Expected { bytes: entry.bytes, digest }, view: View::Center }
-    });
-    let options = LoaderOptions { batch: request.batch as usize, size: spec.image_size, threads: place.threads, skip: 0 };
-    let batches = BatchLoader::start(wanted.collect(), options).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    let mut reads = Reads::default();
+    let mut batches = start_loading(place, request, &spec, shard, &folder, &mut reads)?;
     let shape = [shard.len(), width];
     let mut writer = ArrayWriter::create(&output, dtype.into(), &shape).map_err(|error| volume_status(&error))?;
     let mut skipped = Vec::new();
     let mut digests = Vec::with_capacity(shard.len());
-    for batch in Waited(batches) {
+    for batch in Waited(&mut batches) {
         digests.extend(&batch.digests);
+        reads += batch.reads.clone();
         let mut features = network.features(&batch.pixels).map_err(network_status)?;
-        for (at, why) in batch.unreadable {
-            let index = request.first_image + at as u64;
+        for (at, why) in &batch.unreadable {
+            let index = request.first_image + *at as u64;
             skipped.push(SkippedImage { index, reason: why.to_string() });
         }
         // Rows of images that could not be read are zero, whatever the network makes of black pixels.
@@ -76,8 +75,49 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let digest = writer.commit().map_err(|error| volume_status(&error))?;
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
     let digests = publish_digests(place, request, &digests)?;
-    info!(shard = request.shard, images = shard.len(), skipped = skipped.len(), "shard extracted");
-    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests })
+    let cache = match batches.into_cached() {
+        Some(digest) => {
+            let path = place.volume.resolve(&request.cache_output);
+            let record = path.and_then(|path| place.volume.record(&path, digest)).map_err(|error| volume_status(&error))?;
+            Some(file_to_wire(&record))
+        }
+        None => None,
+    };
+    let Reads { decoded, cached, unfit } = reads;
+    info!(shard = request.shard, images = shard.len(), skipped = skipped.len(), decoded, cached, "shard extracted");
+    let reads = Some(requests::reads_to_wire(&place.volume, decoded, cached, &unfit));
+    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests, reads, cache })
+}
+
+/// Starts to read the images of a shard: from the cache where they are there, which gets those that are not, if that is wished.
+fn start_loading(
+    place: &Place,
+    request: &ExtractRequest,
+    spec: &RunSpec,
+    shard: &[ImageEntry],
+    folder: &Path,
+    reads: &mut Reads,
+) -> Result<BatchLoader, Status> {
+    let resolve = |path: &str| place.volume.resolve(path).map_err(|error| FieldError::new("cache", error));
+    let cache = request.cache.as_ref().map(|cache| resolve(&cache.path)).transpose()?.and_then(|path| reads.open(&path));
+    let known = known_digests(place, request)?;
+    let wanted = shard.iter().zip(known).enumerate().map(|(index, (entry, digest))| {
+        let cached = cache.clone().map(|file| Cached { file, index });
+        let expected = Expected { bytes: entry.bytes, digest };
+        let source = Source { path: folder.join(entry.as_path()), expected, cached };
+        Request { source: entry.skipped.is_none().then_some(source), view: View::Center }
+    });
+    let wanted: Vec<Request> = wanted.collect();
+    let output = match request.cache_output.as_str() {
+        "" => None,
+        path => PixelsWriter::create(&resolve(path)?)
+            .inspect_err(|error| warn!(%error, "the images of this shard do not go to the cache"))
+            .ok(),
+    };
+    let (batch, threads) = (request.batch as usize, place.threads);
+    let options = LoaderOptions { batch, size: spec.image_size, cache_side: spec.cache_side, threads, skip: 0 };
+    BatchLoader::start(wanted.len(), move |at| wanted[at].clone(), options, output)
+        .map_err(|error| Status::resource_exhausted(error.to_string()))
 }
 
 /// What the files should contain.

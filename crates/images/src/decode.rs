@@ -2,7 +2,7 @@
 
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use std::fs;
-use std::io::{BufReader, Cursor};
+use std::io::{BufReader, Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -57,22 +57,11 @@ pub struct Expected {
 /// No digest.
 pub const UNKNOWN: i64 = 0;
 
-/// An image and the digest of its file: the first eight bytes of BLAKE3.
-pub struct Decoded {
-    /// Its pixels.
-    pub image: RgbImage,
-    /// Never [`UNKNOWN`].
-    pub digest: i64,
-}
-
-/// Decodes an image to RGB.
-///
-/// What the format is, its content says, not its name. Orientation tags, colour profiles and alpha are ignored, 16-bit
-/// samples lose their lower half, and of an animation the first frame counts.
+/// Reads a file into `content`, and takes its digest: the first eight bytes of BLAKE3, never [`UNKNOWN`].
 ///
 /// # Errors
-/// When the file cannot be read as an image, is too large in bytes or pixels, or is not the file that is `expected`.
-pub fn decode(path: &Path, expected: Option<Expected>) -> Result<Decoded, Unreadable> {
+/// When it cannot be read, is too large, or is not the file that is `expected`.
+pub fn read(path: &Path, expected: Option<Expected>, content: &mut Vec<u8>) -> Result<i64, Unreadable> {
     let found = regular_file(path)?;
     if let Some(Expected { bytes, .. }) = expected.filter(|expected| expected.bytes != found) {
         return Err(Unreadable(format!("{REPLACED}: it has {found} bytes, and had {bytes} when it was listed")));
@@ -80,16 +69,27 @@ pub fn decode(path: &Path, expected: Option<Expected>) -> Result<Decoded, Unread
     if found > MAX_BYTES {
         return Err(Unreadable(format!("the file has {found} bytes, more than {MAX_BYTES}")));
     }
-    let content = fs::read(path).map_err(Unreadable::because)?;
+    content.clear();
+    fs::File::open(path).and_then(|mut file| file.read_to_end(content)).map_err(Unreadable::because)?;
     if content.is_empty() {
         return Err(Unreadable::because("the file is empty"));
     }
-    let digest = digest(&content);
+    let digest = digest(content);
     if expected.is_some_and(|expected| expected.digest != UNKNOWN && expected.digest != digest) {
         return Err(Unreadable(format!("{REPLACED}: its content is another than in the first epoch")));
     }
-    let image = no_panic(|| decode_bytes(&content))?;
-    Ok(Decoded { image, digest })
+    Ok(digest)
+}
+
+/// Decodes the content of a file to RGB.
+///
+/// What the format is, the content says, not a name. Orientation tags, colour profiles and alpha are ignored, 16-bit
+/// samples lose their lower half, and of an animation the first frame counts.
+///
+/// # Errors
+/// When it cannot be read as an image, or has too many pixels.
+pub fn decode(content: &[u8]) -> Result<RgbImage, Unreadable> {
+    no_panic(|| decode_bytes(content))
 }
 
 fn digest(content: &[u8]) -> i64 {

@@ -9,10 +9,12 @@ pub mod decode;
 pub mod find;
 pub mod loader;
 pub mod sampler;
+pub mod source;
 pub mod transform;
 
 pub use classes::folder_classes;
-pub use decode::{Expected, Unreadable, decode};
+pub use decode::{Expected, Unreadable};
 pub use find::find_images;
 pub use loader::{Batch, BatchLoader, LoaderOptions, Request};
+pub use source::{Cached, Reads, Source};
 pub use transform::View;

@@ -1,7 +1,10 @@
-//! The two image transforms of the recipe, as torchvision and Pillow compute them.
+//! The two image transforms of the recipe, as torchvision and Pillow compute them, on working images.
+//!
+//! A working image is what the cache keeps of an image: the whole of it, shrunk until its shorter side is not longer than the
+//! run's cache side. Views are cut from it whether a cache is there or not, so that one changes nothing but the time.
 
 use crate::decode::Unreadable;
-use deepcluster_domain::geometry::resize_side;
+use deepcluster_domain::geometry::{self, resize_side, shrunk};
 use deepcluster_domain::{Purpose, Seeds};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -31,25 +34,58 @@ struct Crop {
     height: u32,
 }
 
-/// Makes views; keeps the buffers of the resizer between images.
+/// Pixels of somebody else: RGB bytes `[height, width, 3]`.
+#[derive(Clone, Copy)]
+pub struct Pixels<'a> {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// The bytes.
+    pub rgb: &'a [u8],
+}
+
+impl<'a> Pixels<'a> {
+    /// Those of an image.
+    pub fn of(image: &'a RgbImage) -> Self {
+        Self { width: image.width(), height: image.height(), rgb: image.as_raw() }
+    }
+}
+
+/// Makes views; keeps its buffers between images.
 #[derive(Default)]
 pub struct Transformer {
     resizer: Resizer,
+    resized: Vec<u8>,
 }
 
 impl Transformer {
-    /// Writes one view of `image` as RGB bytes `[size, size, 3]` into `out`.
+    /// The working image of an image: antialiased bilinear, its shorter side `side` pixels, or as it is when that is not longer.
     ///
     /// # Errors
     /// When the resizer refuses the geometry.
-    pub fn view(&mut self, image: &RgbImage, view: View, size: u32, out: &mut [u8]) -> Result<(), Unreadable> {
+    pub fn working(&mut self, image: RgbImage, side: u32) -> Result<RgbImage, Unreadable> {
+        let (width, height) = shrunk(image.width(), image.height(), side);
+        if (width, height) == image.dimensions() {
+            return Ok(image);
+        }
+        let mut smaller = RgbImage::new(width, height);
+        resize(&mut self.resizer, Pixels::of(&image), None, (width, height), &mut smaller)?;
+        Ok(smaller)
+    }
+
+    /// Writes one view of a working image as RGB bytes `[size, size, 3]` into `out`.
+    ///
+    /// # Errors
+    /// When the resizer refuses the geometry.
+    pub fn view(&mut self, image: Pixels<'_>, view: View, size: u32, out: &mut [u8]) -> Result<(), Unreadable> {
         match view {
             View::Center => self.center(image, size, out),
             View::Random { seeds, step } => {
                 let mut rng = seeds.rng(Purpose::Augmentation, step);
-                let crop = random_crop(image.width(), image.height(), &mut rng);
+                let crop = random_crop(image.width, image.height, &mut rng);
                 let flip = rng.random_bool(0.5);
-                self.resize(image, crop, (size, size), out)?;
+                resize(&mut self.resizer, image, Some(crop), (size, size), out)?;
                 if flip {
                     flip_horizontally(out, size as usize);
                 }
@@ -58,40 +94,48 @@ impl Transformer {
         }
     }
 
-    /// Antialiased bilinear resize of the whole image, then the centre of the result.
-    fn center(&mut self, image: &RgbImage, size: u32, out: &mut [u8]) -> Result<(), Unreadable> {
-        let (width, height) = (image.width(), image.height());
-        let short = u64::from(resize_side(size));
-        // torchvision truncates the longer side.
-        let long = |long: u32, of: u32| (short * u64::from(long) / u64::from(of)) as u32;
-        let (new_width, new_height) =
-            if width <= height { (short as u32, long(height, width)) } else { (long(width, height), short as u32) };
-        let mut resized = vec![0; new_width as usize * new_height as usize * 3];
-        let whole = Crop { left: 0, top: 0, width, height };
-        self.resize(image, whole, (new_width, new_height), &mut resized)?;
-        let left = half_to_even(new_width - size) as usize;
-        let top = half_to_even(new_height - size) as usize;
-        let (row, size) = (new_width as usize * 3, size as usize * 3);
-        for (y, target) in out.chunks_exact_mut(size).enumerate() {
-            let at = (top + y) * row + left * 3;
-            target.copy_from_slice(&resized[at..at + size]);
+    /// Antialiased bilinear resize of the whole image, then the centre of the result. A working image of the default cache side
+    /// needs no more resizing.
+    fn center(&mut self, image: Pixels<'_>, size: u32, out: &mut [u8]) -> Result<(), Unreadable> {
+        let short = resize_side(size);
+        if image.width.min(image.height) == short {
+            copy_center(image, size, out);
+            return Ok(());
         }
+        let (width, height) = geometry::resized(image.width, image.height, short);
+        self.resized.resize(width as usize * height as usize * 3, 0);
+        resize(&mut self.resizer, image, None, (width, height), &mut self.resized)?;
+        copy_center(Pixels { width, height, rgb: &self.resized }, size, out);
         Ok(())
     }
+}
 
-    /// Antialiased bilinear, as Pillow does it: pixels outside of the crop do not shine in.
-    fn resize(&mut self, image: &RgbImage, crop: Crop, to: (u32, u32), out: &mut [u8]) -> Result<(), Unreadable> {
-        let failed = |error: &dyn std::fmt::Display| Unreadable(format!("cannot be resized: {error}"));
-        let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
-        let mut target = Image::from_slice_u8(to.0, to.1, out, PixelType::U8x3).map_err(|e| failed(&e))?;
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
-            crop.left.into(),
-            crop.top.into(),
-            crop.width.into(),
-            crop.height.into(),
-        );
-        self.resizer.resize(&source, &mut target, &options).map_err(|e| failed(&e))
+fn copy_center(image: Pixels<'_>, size: u32, out: &mut [u8]) {
+    let left = half_to_even(image.width - size) as usize;
+    let top = half_to_even(image.height - size) as usize;
+    let (row, size) = (image.width as usize * 3, size as usize * 3);
+    for (y, target) in out.chunks_exact_mut(size).enumerate() {
+        let at = (top + y) * row + left * 3;
+        target.copy_from_slice(&image.rgb[at..at + size]);
     }
+}
+
+/// Antialiased bilinear, as Pillow does it: pixels outside of the crop do not shine in.
+fn resize(
+    resizer: &mut Resizer,
+    image: Pixels<'_>,
+    crop: Option<Crop>,
+    to: (u32, u32),
+    out: &mut [u8],
+) -> Result<(), Unreadable> {
+    let failed = |error: &dyn std::fmt::Display| Unreadable(format!("cannot be resized: {error}"));
+    let source = ImageRef::new(image.width, image.height, image.rgb, PixelType::U8x3).map_err(|e| failed(&e))?;
+    let mut target = Image::from_slice_u8(to.0, to.1, out, PixelType::U8x3).map_err(|e| failed(&e))?;
+    let mut options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    if let Some(Crop { left, top, width, height }) = crop {
+        options = options.crop(left.into(), top.into(), width.into(), height.into());
+    }
+    resizer.resize(&source, &mut target, &options).map_err(|e| failed(&e))
 }
 
 /// torchvision's RandomResizedCrop: area 8–100 %, log-uniform aspect 3/4–4/3, ten tries, then a centre crop.
@@ -164,7 +208,7 @@ mod tests {
         let mut transformer = Transformer::default();
         let mut view = |step| {
             let mut out = vec![0; 16 * 16 * 3];
-            transformer.view(&image, View::Random { seeds: seeds(), step }, 16, &mut out).unwrap();
+            transformer.view(Pixels::of(&image), View::Random { seeds: seeds(), step }, 16, &mut out).unwrap();
             out
         };
         assert_eq!(view(4), view(4));
@@ -185,7 +229,7 @@ mod tests {
         let mut out = vec![0; 64 * 64 * 3];
         for (width, height) in [(1, 1), (1, 150), (150, 1), (3, 70)] {
             let image = RgbImage::from_pixel(width, height, image::Rgb([9, 99, 199]));
-            transformer.view(&image, View::Center, 64, &mut out).unwrap();
+            transformer.view(Pixels::of(&image), View::Center, 64, &mut out).unwrap();
             assert!(out.chunks(3).all(|pixel| pixel == [9, 99, 199]), "{width} x {height}");
         }
     }

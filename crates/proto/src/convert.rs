@@ -1,6 +1,7 @@
 //! Wire ↔ domain. Nothing that a client sends panics: every conversion has an error that names the field.
 
 use crate::v1;
+use deepcluster_domain::geometry::resize_side;
 use deepcluster_domain::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, Tags};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -120,6 +121,7 @@ pub fn run_spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         keep_epochs: spec.keep_epochs,
         shard_images: spec.shard_images,
         checkpoint_every: spec.checkpoint_every.to_string(),
+        cache_side: spec.cache_side,
     }
 }
 
@@ -131,12 +133,14 @@ impl TryFrom<v1::RunSpec> for RunSpec {
         let default = Self::default();
         let number_or = |value: f64, default: f64| if value == 0.0 { default } else { value };
         let count_or = |value: u32, default: u32| if value == 0 { default } else { value };
+        let image_size = count_or(wire.image_size, default.image_size);
         let spec = Self {
             images: wire.images,
             k: if wire.k == 0 { ClusterCount::Auto } else { ClusterCount::Fixed(wire.k) },
             epochs: count_or(wire.epochs, default.epochs),
             architecture: v1::Architecture::to_domain(wire.architecture)?,
-            image_size: count_or(wire.image_size, default.image_size),
+            image_size,
+            cache_side: count_or(wire.cache_side, resize_side(image_size)),
             sobel: !wire.no_sobel,
             batch: count_or(wire.batch, default.batch),
             learning_rate: number_or(wire.learning_rate, default.learning_rate),
@@ -182,6 +186,7 @@ pub fn network_of(spec: &RunSpec, checkpoint: Option<v1::File>) -> v1::Network {
         device: spec.device.to_string(),
         precision: v1::Precision::from(spec.precision).into(),
         checkpoint,
+        cache_side: spec.cache_side,
     }
 }
 
@@ -205,6 +210,7 @@ mod tests {
             feature_dtype: FeatureDtype::F32,
             device: "cuda:3".parse().unwrap(),
             checkpoint_every: "7".parse().unwrap(),
+            cache_side: 300,
             ..RunSpec::default()
         };
         assert_eq!(RunSpec::try_from(run_spec_to_wire(&spec)), Ok(spec));

@@ -5,7 +5,7 @@ use deepcluster_proto::{FieldError, v1};
 use deepcluster_volume::layout::resolve_below;
 use deepcluster_volume::publish::FileRecord;
 use deepcluster_volume::{Volume, VolumeError};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -77,6 +77,12 @@ pub fn images_folder(root: &Path, relative: &str) -> Result<PathBuf, Status> {
     }
 }
 
+/// How images were read, for the wire; `unfit` are files of the cache.
+pub fn reads_to_wire(volume: &Volume, decoded: u64, cached: u64, unfit: &BTreeSet<PathBuf>) -> v1::Reads {
+    let unfit = unfit.iter().filter_map(|path| volume.relative(path).ok()).collect();
+    v1::Reads { decoded, cached, unfit }
+}
+
 /// Run and epoch of a request.
 ///
 /// # Errors
@@ -95,6 +101,7 @@ pub fn network_spec(network: Option<&v1::Network>, seed: u64) -> Result<RunSpec,
     let wire = v1::RunSpec {
         architecture: network.architecture,
         image_size: network.image_size,
+        cache_side: network.cache_side,
         no_sobel: !network.sobel,
         device: network.device.clone(),
         precision: network.precision,

@@ -4,7 +4,7 @@ use crate::Place;
 use deepcluster_domain::{EpochId, SaveEvery, Seeds};
 use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_images::find::check_there;
-use deepcluster_images::{Batch, BatchLoader, LoaderOptions, Request, View, sampler};
+use deepcluster_images::{Batch, BatchLoader, Cached, LoaderOptions, Reads, Request, Source, View, sampler};
 use deepcluster_network::checkpoint::TrainingProgress;
 use deepcluster_network::{Network, NetworkError, Runtime, SgdOptions, TrainingPass};
 use deepcluster_proto::FieldError;
@@ -13,11 +13,13 @@ use deepcluster_service::JobContext;
 use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::pixels::PixelsFile;
 use deepcluster_volume::publish::TEMPORARY;
 use deepcluster_volume::{Volume, npy};
 use metrics::{counter, gauge, histogram};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 use tonic::Status;
 use tracing::info;
@@ -29,7 +31,7 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     let output = requests::output(&place.volume, &request.output)?;
     let sgd = sgd_of(request)?;
     let mut saver = Saver::of(place, request)?;
-    let lesson = Lesson::of(place, request)?;
+    let lesson = Arc::new(Lesson::of(place, request)?);
     lesson.check_there()?;
     let total = lesson.order.len() as u64;
     tell(context, "load", 0, total, 0.0)?;
@@ -47,10 +49,14 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
         }
     };
     let skip = progress.steps as usize;
-    let options = LoaderOptions { batch: request.batch as usize, size: spec.image_size, threads: place.threads, skip };
-    let batches =
-        BatchLoader::start(lesson.requests(), options).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    let (batch, threads) = (request.batch as usize, place.threads);
+    let options = LoaderOptions { batch, size: spec.image_size, cache_side: spec.cache_side, threads, skip };
+    let pupil = Arc::clone(&lesson);
+    let batches = BatchLoader::start(lesson.order.len(), move |step| pupil.request(step), options, None)
+        .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    let mut reads = lesson.unfit.clone();
     for (step, mut batch) in (progress.steps..).zip(Waited(batches)) {
+        reads += std::mem::take(&mut batch.reads);
         let drawn = &lesson.order[batch.first..batch.first + batch.len];
         let mut targets: Vec<i64> = drawn.iter().map(|image| i64::from(lesson.labels[*image])).collect();
         // An image may be drawn many times.
@@ -97,7 +103,8 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
     info!(epoch = request.epoch, images = progress.n_images, loss, "epoch trained");
     let skipped = progress.skipped.into_iter().map(|(index, reason)| SkippedImage { index, reason }).collect();
-    Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images: progress.n_images, skipped })
+    let reads = Some(requests::reads_to_wire(&place.volume, reads.decoded, reads.cached, &reads.unfit));
+    Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images: progress.n_images, skipped, reads })
 }
 
 /// Which images are shown in which order, and as what.
@@ -108,6 +115,12 @@ struct Lesson {
     /// Rows of `entries`.
     order: Vec<usize>,
     seeds: Seeds,
+    /// What the files contained when they were first read, for as many images as that is known of.
+    digests: Vec<i64>,
+    /// Decoded images by the first of their rows.
+    cache: BTreeMap<usize, Arc<PixelsFile>>,
+    /// Files of the cache that could not be opened.
+    unfit: Reads,
 }
 
 impl Lesson {
@@ -123,21 +136,35 @@ impl Lesson {
         }
         let seeds = Seeds::new(request.seed, EpochId(request.epoch)).retried(request.retry);
         let order = sampler::uniform_over_clusters(&labels, request.reassign, seeds);
-        Ok(Self { folder, entries, labels, order, seeds })
+        let mut digests = vec![UNKNOWN; entries.len()];
+        for of_shard in &request.digests {
+            let path = requests::verified(&place.volume, "digests", of_shard.file.as_ref())?;
+            let known = npy::read_i64(&path).map_err(|error| volume_status(&error))?;
+            let first = of_shard.first_image as usize;
+            let rows = first.checked_add(known.len()).and_then(|end| digests.get_mut(first..end));
+            rows.ok_or_else(|| FieldError::new("digests", "are not of these images"))?.copy_from_slice(&known);
+        }
+        let (mut cache, mut unfit) = (BTreeMap::new(), Reads::default());
+        for cached in &request.cache {
+            let path = place.volume.resolve(&cached.path).map_err(|error| FieldError::new("cache", error))?;
+            cache.extend(unfit.open(&path).map(|file| (cached.first_image as usize, file)));
+        }
+        Ok(Self { folder, entries, labels, order, seeds, digests, cache, unfit })
     }
 
     fn check_there(&self) -> Result<(), FieldError> {
         check_there(&self.folder, &self.entries).map_err(|error| FieldError::new("images", error))
     }
 
-    fn requests(&self) -> Vec<Request> {
-        let request = |(step, image): (usize, &usize)| {
-            let entry = &self.entries[*image];
-            let view = View::Random { seeds: self.seeds, step: step as u64 };
-            let expected = Expected { bytes: entry.bytes, digest: UNKNOWN };
-            Request { path: Some(self.folder.join(entry.as_path())), expected, view }
-        };
-        self.order.iter().enumerate().map(request).collect()
+    /// The image that is shown at a place of the order.
+    fn request(&self, step: usize) -> Request {
+        let image = self.order[step];
+        let entry = &self.entries[image];
+        let shard = self.cache.range(..=image).next_back();
+        let cached = shard.map(|(first, file)| Cached { file: Arc::clone(file), index: image - first });
+        let expected = Expected { bytes: entry.bytes, digest: self.digests[image] };
+        let source = Source { path: self.folder.join(entry.as_path()), expected, cached };
+        Request { source: Some(source), view: View::Random { seeds: self.seeds, step: step as u64 } }
     }
 }
 

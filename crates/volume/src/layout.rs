@@ -48,6 +48,16 @@ impl Volume {
         Ok(ids)
     }
 
+    /// The folder of all decoded images.
+    pub fn caches(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    /// The folder of decoded images that are known by a key.
+    pub fn cache(&self, key: &str) -> CacheFolder {
+        CacheFolder { path: self.caches().join(key) }
+    }
+
     /// The real place of a path from a request or a record.
     ///
     /// # Errors
@@ -213,6 +223,29 @@ impl RunFolder {
         }
         ids.sort();
         Ok(ids)
+    }
+}
+
+/// The folder of the decoded images of one list, at one side.
+#[derive(Clone, Debug)]
+pub struct CacheFolder {
+    path: PathBuf,
+}
+
+impl CacheFolder {
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// When it was last used.
+    pub fn used_json(&self) -> PathBuf {
+        self.path.join("used.json")
+    }
+
+    /// The images of one shard.
+    pub fn shard(&self, shard: ShardId) -> PathBuf {
+        self.path.join(format!("{shard}.pixels"))
     }
 }
 

@@ -4,6 +4,8 @@
 //! ```text
 //! <volume>/.owner                   the coordinator that owns the volume, and its token
 //! <volume>/.reserve                 room for the word that the volume is full
+//! <volume>/cache/<key>/            decoded images, for whoever has the same ones; may go at any time
+//!   used.json  00003.pixels
 //! <volume>/runs/<run-id>/
 //!   run.json  images.csv  events.jsonl  labels.csv
 //!   digests.json  digests/00003.npy what the image files contained when they were first read
@@ -27,7 +29,9 @@ pub mod image_list;
 pub mod layout;
 pub mod lock;
 pub mod npy;
+pub mod pixels;
 pub mod publish;
+mod record_file;
 pub mod records;
 pub mod space;
 mod spec_record;
@@ -35,5 +39,5 @@ pub mod tensors;
 pub mod verify;
 
 pub use error::VolumeError;
-pub use layout::{EpochFolder, RunFolder, Volume};
+pub use layout::{CacheFolder, EpochFolder, RunFolder, Volume};
 pub use publish::{AtomicFile, FileRecord};

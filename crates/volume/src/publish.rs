@@ -65,13 +65,28 @@ impl AtomicFile {
     ///
     /// # Errors
     /// When a write, an fsync or the rename fails; the target is then as it was before.
-    pub fn commit(mut self) -> Result<Digest, VolumeError> {
+    pub fn commit(self) -> Result<Digest, VolumeError> {
+        self.finish(true)
+    }
+
+    /// Publishes the file without waiting for the disk, for what checks itself and may be lost: after a power failure it may
+    /// be there and not be whole.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::commit`].
+    pub fn commit_unsynced(self) -> Result<Digest, VolumeError> {
+        self.finish(false)
+    }
+
+    fn finish(mut self, synced: bool) -> Result<Digest, VolumeError> {
         let temporary = self.temporary.clone();
         let failed = |error| VolumeError::io(&temporary)(error);
         if let Some(out) = self.out.take() {
             let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
             step("written", &self.target);
-            file.sync_all().map_err(failed)?;
+            if synced {
+                file.sync_all().map_err(failed)?;
+            }
         }
         step("synced", &self.target);
         lock::check(&self.target)?;
@@ -79,7 +94,9 @@ impl AtomicFile {
         fs::rename(&self.temporary, &self.target).map_err(VolumeError::io(&self.target))?;
         self.published = true;
         step("renamed", &self.target);
-        sync_folder(parent(&self.target))?;
+        if synced {
+            sync_folder(parent(&self.target))?;
+        }
         step("published", &self.target);
         Ok(Digest { bytes: self.bytes, blake3: self.hasher.finalize().to_hex().to_string() })
     }

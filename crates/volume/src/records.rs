@@ -1,14 +1,12 @@
 //! What stands in `run.json`, `pending.json` and `epoch.json`. Persisted types are their own, with a version, so that
 //! the domain may change without breaking a volume.
 
-use crate::publish::publish_bytes;
+use crate::FileRecord;
+use crate::record_file::Versioned;
+pub use crate::record_file::{publish_record, read_record};
 pub use crate::spec_record::SpecRecord;
-use crate::{FileRecord, VolumeError};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 /// The version that this program writes and the newest that it reads.
 pub const VERSION: u32 = 1;
@@ -125,6 +123,31 @@ pub struct PendingEpoch {
     /// How often training began anew with other random numbers, because numbers were no longer finite.
     #[serde(default)]
     pub retries: u32,
+    /// How images were read so far.
+    #[serde(default)]
+    pub reads: ReadsRecord,
+}
+
+/// How the images of an epoch were read, extraction and training together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadsRecord {
+    /// Images that were decoded, repetitions counted.
+    pub decoded: u64,
+    /// Images that came from the cache, repetitions counted.
+    pub cached: u64,
+}
+
+/// `used.json`: when decoded images were last used, by which it is settled which go first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CacheUse {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Seconds since 1970.
+    pub used: u64,
+    /// Folder of the images, relative to the images root of the services.
+    pub images: String,
+    /// The longest that the shorter side of an image may be, in pixels.
+    pub cache_side: u32,
 }
 
 impl PendingEpoch {
@@ -140,6 +163,7 @@ impl PendingEpoch {
             clustering_so_far: ClusteringSoFar::default(),
             training_so_far: None,
             retries: 0,
+            reads: ReadsRecord::default(),
         }
     }
 }
@@ -294,79 +318,12 @@ pub struct EpochScores {
     pub cluster_s: f64,
     /// Seconds of training.
     pub train_s: f64,
-}
-
-/// A record with a version, as all of this module's files are.
-pub trait Versioned: Serialize + DeserializeOwned {
-    /// The version it was written as.
-    fn version(&self) -> u32;
+    /// How images were read; nothing in epochs that are older than these figures.
+    #[serde(default)]
+    pub reads: ReadsRecord,
 }
 
 macro_rules! versioned {
     ($($name:ty),+) => { $(impl Versioned for $name { fn version(&self) -> u32 { self.version } })+ };
 }
-versioned!(RunRecord, PendingEpoch, DigestsRecord, EpochManifest);
-
-/// Before a record's own checksum, which is its last member.
-const CHECKSUM: &str = ",\n  \"checksum\": \"";
-
-/// Publishes a record as indented JSON. Its last member is the BLAKE3 of all the text before it.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn publish_record<R: Versioned>(path: &Path, record: &R) -> Result<(), VolumeError> {
-    let text = serde_json::to_string_pretty(record).map_err(|error| VolumeError::corrupt(path, error))?;
-    let body = text.strip_suffix("\n}").ok_or_else(|| VolumeError::corrupt(path, "a record has at least one member"))?;
-    let checksum = blake3::hash(body.as_bytes()).to_hex();
-    publish_bytes(path, format!("{body}{CHECKSUM}{checksum}\"\n}}\n").as_bytes()).map(drop)
-}
-
-/// Reads a record. One without a checksum comes from an older program, and is taken as it is.
-///
-/// # Errors
-/// When it is missing, no such record, not what was written, or of a newer version.
-pub fn read_record<R: Versioned>(path: &Path) -> Result<R, VolumeError> {
-    let text = fs::read(path).map_err(VolumeError::io(path))?;
-    let text = std::str::from_utf8(&text).map_err(|error| VolumeError::corrupt(path, error))?;
-    let record: R = serde_json::from_str(text).map_err(|error| VolumeError::corrupt(path, error))?;
-    if record.version() != VERSION {
-        let why = format!("has version {}, this program reads version {VERSION}", record.version());
-        return Err(VolumeError::corrupt(path, why));
-    }
-    if let Some((body, checksum)) = text.rsplit_once(CHECKSUM)
-        && checksum.trim_end() != format!("{}\"\n}}", blake3::hash(body.as_bytes()).to_hex())
-    {
-        return Err(VolumeError::corrupt(path, "its checksum is not the recorded one"));
-    }
-    Ok(record)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_of_other_versions_and_torn_files_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("pending.json");
-        publish_record(&path, &PendingEpoch::new(3)).unwrap();
-        assert_eq!(read_record::<PendingEpoch>(&path).unwrap(), PendingEpoch::new(3));
-        publish_record(&path, &PendingEpoch { version: 2, ..PendingEpoch::new(3) }).unwrap();
-        assert!(read_record::<PendingEpoch>(&path).unwrap_err().to_string().contains("version 2"));
-        publish_bytes(&path, b"{\"version\":1,").unwrap();
-        assert!(matches!(read_record::<PendingEpoch>(&path), Err(VolumeError::Corrupt { .. })));
-    }
-
-    #[test]
-    fn a_changed_number_is_noticed_and_a_record_of_before_checksums_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("pending.json");
-        publish_record(&path, &PendingEpoch::new(3)).unwrap();
-        let text = fs::read_to_string(&path).unwrap();
-        publish_bytes(&path, text.replace("\"epoch\": 3", "\"epoch\": 2").as_bytes()).unwrap();
-        assert!(read_record::<PendingEpoch>(&path).unwrap_err().to_string().contains("checksum"));
-        let (body, _) = text.rsplit_once(CHECKSUM).unwrap();
-        publish_bytes(&path, format!("{body}\n}}\n").as_bytes()).unwrap();
-        assert_eq!(read_record::<PendingEpoch>(&path).unwrap(), PendingEpoch::new(3));
-    }
-}
+versioned!(RunRecord, PendingEpoch, DigestsRecord, CacheUse, EpochManifest);

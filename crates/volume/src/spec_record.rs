@@ -1,5 +1,6 @@
 //! How a run's spec stands in `run.json`.
 
+use deepcluster_domain::geometry::resize_side;
 use deepcluster_domain::{RunSpec, SaveEvery, SpecError};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,8 @@ pub struct SpecRecord {
     pub shard_images: u32,
     #[serde(default = "five_minutes")]
     pub checkpoint_every: String,
+    #[serde(default)]
+    pub cache_side: u32,
 }
 
 /// What runs do whose record is older than the choice.
@@ -57,6 +60,7 @@ impl From<&RunSpec> for SpecRecord {
             keep_epochs,
             shard_images,
             checkpoint_every,
+            cache_side,
         } = spec.clone();
         Self {
             images,
@@ -78,6 +82,7 @@ impl From<&RunSpec> for SpecRecord {
             keep_epochs,
             shard_images,
             checkpoint_every: checkpoint_every.to_string(),
+            cache_side,
         }
     }
 }
@@ -106,6 +111,11 @@ impl TryFrom<SpecRecord> for RunSpec {
             keep_epochs: record.keep_epochs,
             shard_images: record.shard_images,
             checkpoint_every: record.checkpoint_every.parse()?,
+            cache_side: match record.cache_side {
+                // The record is older than the choice.
+                0 => resize_side(record.image_size),
+                side => side,
+            },
         };
         spec.validate()?;
         Ok(spec)

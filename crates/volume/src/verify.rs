@@ -2,6 +2,7 @@
 
 use crate::events::EventLog;
 use crate::image_list::ImageEntry;
+use crate::pixels::PixelsFile;
 use crate::publish::{self, TEMPORARY};
 use crate::records::{
     DigestsRecord, EpochManifest, PendingEpoch, ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION, publish_record,
@@ -145,6 +146,30 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// Checks all decoded images of a volume: how many files are good, and the others with what is wrong.
+///
+/// # Errors
+/// When the volume cannot be read.
+pub fn verify_caches(volume: &Volume) -> Result<(usize, Vec<(PathBuf, VolumeError)>), VolumeError> {
+    let (mut n_good, mut damaged) = (0, Vec::new());
+    let list = |folder: &Path| -> Result<Vec<PathBuf>, VolumeError> {
+        let found: Result<Vec<_>, _> = fs::read_dir(folder).map_err(VolumeError::io(folder))?.collect();
+        Ok(found.map_err(VolumeError::io(folder))?.iter().map(fs::DirEntry::path).collect())
+    };
+    if !volume.caches().is_dir() {
+        return Ok((0, damaged));
+    }
+    for cache in list(&volume.caches())?.iter().filter(|path| path.is_dir()) {
+        for path in list(cache)?.into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "pixels")) {
+            match PixelsFile::open(&path).and_then(|file| file.check()) {
+                Ok(()) => n_good += 1,
+                Err(error) => damaged.push((path, error)),
+            }
+        }
+    }
+    Ok((n_good, damaged))
 }
 
 /// Drops what a report found untrustworthy: damaged epochs go, and the run is set back to its last good one, from which
