@@ -1,5 +1,6 @@
 //! Whole runs, by the command that users give.
 
+use crate::memory::{self, Peaks};
 use crate::parts;
 use crate::peer::Peer;
 use crate::table::{Goal, Row};
@@ -49,7 +50,7 @@ pub(crate) fn against_ceiling(photos: &Path, shown: usize, scratch: &Path, rows:
     for precision in ["f32", "auto"] {
         let ceiling = |part: &str| Ok::<_, String>(CEILING_BATCH / parts::seconds("ceiling", &format!("{part}/{precision}"))?);
         let flags = ["--image-size=224", "--k=20", "--epochs=2", "--batch=64", &format!("--precision={precision}")];
-        let (times, _) = train(&images, &scratch.join(format!("volume-{precision}")), &flags)?;
+        let (times, ..) = train(&images, &scratch.join(format!("volume-{precision}")), &flags)?;
         let first = times.first_extract.unwrap_or(times.extract);
         for (name, seconds, part, goal) in [
             ("extraction in the first epoch", first, "forward", 0.90),
@@ -78,8 +79,11 @@ pub(crate) fn whole_epochs(
         let flags = ["--image-size=64", "--k=100", &epochs, "--batch=64", &format!("--precision={precision}")];
         train(cifar, &scratch.join(format!("volume-cifar-{precision}")), &flags)
     };
-    let (f32, wall) = ours("f32")?;
-    let (auto, _) = ours("auto")?;
+    let (f32, wall, peaks) = ours("f32")?;
+    let (auto, ..) = ours("auto")?;
+    for (service, bytes) in peaks {
+        rows.push(Row::plain(format!("peak resident memory at 20,000 small pictures, f32: {service}, GB"), bytes as f64 / 1e9));
+    }
     let rest = 1.0 - f32.total() / wall;
     rows.push(Row::new("what is neither extraction, clustering nor training ÷ whole", rest, Goal::AtMost(0.01)));
     rows.push(Row::new("NMI with the classes, auto and f32: difference", (auto.nmi - f32.nmi).abs(), Goal::AtMost(0.02)));
@@ -110,11 +114,14 @@ pub(crate) fn whole_epochs(
     Ok(())
 }
 
-/// A whole run: what the phases of its epochs took, and all of it from the first phase to the last epoch.
-fn train(images: &Path, volume: &Path, flags: &[&str]) -> Result<(Times, f64), String> {
+/// A whole run: what the phases of its epochs took, all of it from the first phase to the last epoch, and its memory.
+fn train(images: &Path, volume: &Path, flags: &[&str]) -> Result<(Times, f64, Peaks), String> {
     eprintln!("bench: deepcluster train {} {}", images.display(), flags.join(" "));
     let program = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("deepcluster");
-    output_of(Command::new(program).arg("train").arg(images).arg("--out").arg(volume).args(flags))?;
+    let mut command = Command::new(program);
+    command.arg("train").arg(images).arg("--out").arg(volume).args(flags).stdout(Stdio::null());
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let peaks = memory::watch(&mut child, volume)?;
     let path = volume.join("runs/run-0001/events.jsonl");
     let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let (mut times, mut begin, mut end) = (Times::default(), None, 0.0);
@@ -129,7 +136,7 @@ fn train(images: &Path, volume: &Path, flags: &[&str]) -> Result<(Times, f64), S
             _ => {}
         }
     }
-    Ok((times, end - begin.ok_or("the run has no phases")?))
+    Ok((times, end - begin.ok_or("the run has no phases")?, peaks))
 }
 
 /// Copies of a folder's files until there are enough of them; how many there are.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod memory;
 mod parts;
 mod peer;
 mod table;
