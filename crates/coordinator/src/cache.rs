@@ -47,8 +47,9 @@ impl Cache {
     /// When the volume cannot be read or written.
     pub(crate) fn open(workshop: &Workshop, run: &Run, images: &[ImageEntry], others: &[String]) -> Result<Self, VolumeError> {
         let volume = &workshop.volume;
-        let key = run.cache_key(|| key(&run.spec, images));
+        let key = key(&run.spec, images);
         let folder = volume.cache(&key);
+        run.uses_cache(key);
         let sizes: Vec<u64> = images.chunks(run.spec.shard_images as usize).map(|shard| shard_bytes(shard, &run.spec)).collect();
         let mut cache = Self { folder, planned: (0..sizes.len() as u32).map(ShardId).collect() };
         let most = most(workshop, run)?;
@@ -163,7 +164,7 @@ pub(crate) fn give_up(volume: &Volume, run: &Run) -> Result<bool, VolumeError> {
     if bytes == 0 {
         return Ok(false);
     }
-    publish::remove(&volume.caches())?;
+    oldest_first(volume, &[])?.iter().try_for_each(|cache| publish::remove(cache.path()))?;
     let message = format!("the volume is full: decoded images were removed, {}", human(bytes));
     run.event("cache", Severity::Warning, json!({"epoch": run.record().epochs_done, "message": message}))?;
     Ok(true)

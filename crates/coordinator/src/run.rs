@@ -9,7 +9,7 @@ use deepcluster_volume::{RunFolder, Volume, VolumeError, publish, space};
 use metrics::gauge;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +28,8 @@ pub struct Run {
     /// Where it lies.
     pub folder: RunFolder,
     volume: Volume,
-    /// By what its decoded images are known, once somebody has asked.
-    cache_key: OnceLock<String>,
+    /// By what the decoded images of its last epoch are known.
+    cache_key: Mutex<Option<String>>,
     /// How often files were found damaged since an epoch was last committed.
     n_damaged: AtomicU32,
     state: Mutex<State>,
@@ -130,21 +130,22 @@ impl Run {
             spec,
             folder,
             volume,
-            cache_key: OnceLock::new(),
+            cache_key: Mutex::default(),
             n_damaged: AtomicU32::new(0),
             state: Mutex::new(state),
             news: watch::Sender::new(news),
         }
     }
 
-    /// By what its decoded images are known; the list of its images tells.
-    pub fn cache_key(&self, find: impl FnOnce() -> String) -> String {
-        self.cache_key.get_or_init(find).clone()
+    /// Notes by what its decoded images are known.
+    pub fn uses_cache(&self, key: String) {
+        *self.cache_key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }
 
-    /// The same, if its images were read before and it goes on.
+    /// The same, if an epoch has begun and the run has not ended.
     pub fn used_cache(&self) -> Option<String> {
-        self.cache_key.get().filter(|_| !self.record().state.has_ended()).cloned()
+        let key = self.cache_key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        key.filter(|_| !self.record().state.has_ended())
     }
 
     /// A copy of its record.

@@ -1,7 +1,7 @@
 //! One epoch of training, from request to result.
 
 use crate::Place;
-use deepcluster_domain::{EpochId, SaveEvery, Seeds};
+use deepcluster_domain::{EpochId, RunSpec, SaveEvery, Seeds};
 use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_images::find::check_there;
 use deepcluster_images::{Batch, BatchLoader, Cached, LoaderOptions, Reads, Request, Source, View, sampler};
@@ -29,25 +29,14 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     requests::run_and_epoch(&request.run_id, request.epoch)?;
     let spec = requests::network_spec(request.network.as_ref(), request.seed)?;
     let output = requests::output(&place.volume, &request.output)?;
-    let sgd = sgd_of(request)?;
+    sgd_of(request)?;
     let mut saver = Saver::of(place, request)?;
     let lesson = Arc::new(Lesson::of(place, request)?);
     lesson.check_there()?;
     let total = lesson.order.len() as u64;
     tell(context, "load", 0, total, 0.0)?;
 
-    let verified = |field, file: Option<&File>| file.map(|file| requests::verified(&place.volume, field, Some(file))).transpose();
-    let checkpoint = verified("network.checkpoint", request.network.as_ref().and_then(|network| network.checkpoint.as_ref()))?;
-    let saved = verified("saved", request.saved.as_ref())?;
-    let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(status)?;
-    let network = Network::load(&spec, runtime, saved.as_deref().or(checkpoint.as_deref())).map_err(status)?;
-    let (mut pass, mut progress) = match &saved {
-        Some(saved) => TrainingPass::go_on(network, request.k, sgd, lesson.seeds, saved).map_err(status)?,
-        None => {
-            let pass = TrainingPass::start(network, request.k, sgd, lesson.seeds, checkpoint.as_deref()).map_err(status)?;
-            (pass, TrainingProgress::default())
-        }
-    };
+    let (mut pass, mut progress) = begin(place, request, &spec, lesson.seeds)?;
     let skip = progress.steps as usize;
     let (batch, threads) = (request.batch as usize, place.threads);
     let options = LoaderOptions { batch, size: spec.image_size, cache_side: spec.cache_side, threads, skip };
@@ -105,6 +94,28 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     let skipped = progress.skipped.into_iter().map(|(index, reason)| SkippedImage { index, reason }).collect();
     let reads = Some(requests::reads_to_wire(&place.volume, reads.decoded, reads.cached, &reads.unfit));
     Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images: progress.n_images, skipped, reads })
+}
+
+/// The network and its optimizer as the epoch finds them, or as an interrupted call has left them, and how far that was.
+fn begin(
+    place: &Place,
+    request: &TrainRequest,
+    spec: &RunSpec,
+    seeds: Seeds,
+) -> Result<(TrainingPass, TrainingProgress), Status> {
+    let sgd = sgd_of(request)?;
+    let verified = |field, file: Option<&File>| file.map(|file| requests::verified(&place.volume, field, Some(file))).transpose();
+    let checkpoint = verified("network.checkpoint", request.network.as_ref().and_then(|network| network.checkpoint.as_ref()))?;
+    let saved = verified("saved", request.saved.as_ref())?;
+    let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(status)?;
+    let network = Network::load(spec, runtime, saved.as_deref().or(checkpoint.as_deref())).map_err(status)?;
+    match &saved {
+        Some(saved) => TrainingPass::go_on(network, request.k, sgd, seeds, saved).map_err(status),
+        None => {
+            let pass = TrainingPass::start(network, request.k, sgd, seeds, checkpoint.as_deref()).map_err(status)?;
+            Ok((pass, TrainingProgress::default()))
+        }
+    }
 }
 
 /// Which images are shown in which order, and as what.
