@@ -2,8 +2,8 @@
 //!
 //! 1. They are known by the list of images and the side that they were shrunk to, so that runs over the same images share them.
 //! 2. At the beginning of an epoch it is settled how much there may be: the limit, and never so much that the run's own files
-//!    would not fit. Caches that no unfinished run uses go first, those that were not used for longest before others; then
-//!    those of other runs; then shards of this one.
+//!    would not fit. Caches that no unfinished run uses make room, those that were not used for longest first; where all together are
+//!    beyond that bound, those of other runs go as well, then shards of this one.
 //! 3. Shards that do not fit are decoded in every epoch. Nothing else depends on a cache: it may go at any time.
 
 use crate::epoch::{Workshop, failed};
@@ -56,58 +56,69 @@ impl Cache {
         if volume.caches().is_dir() {
             publish::sweep(&volume.caches())?;
         }
-        let wanted = sizes.iter().sum::<u64>().min(most);
-        for other in oldest_first(volume, others)?.into_iter().filter(|other| other.path() != cache.folder.path()) {
-            if space::used(&volume.caches()) - space::used(cache.folder.path()) + wanted <= most {
+        cache.drop_damaged()?;
+        let mut used = space::used(&volume.caches());
+        let others_may = most.saturating_sub(sizes.iter().sum::<u64>());
+        let mut used_by_others = used - space::used(cache.folder.path());
+        let all = oldest_first(volume, others)?;
+        for (in_use, other) in all.into_iter().filter(|(_, other)| other.path() != cache.folder.path()) {
+            // Two runs that do not both fit would otherwise make each other decode everything.
+            if used_by_others <= others_may || (in_use && used <= most) {
                 break;
             }
-            evict(run, &other)?;
+            let bytes = evict(run, &other)?;
+            used = used.saturating_sub(bytes);
+            used_by_others = used_by_others.saturating_sub(bytes);
         }
-        cache.drop_damaged()?;
-        cache.shed(volume, most)?;
-        cache.plan(&sizes, most.saturating_sub(space::used(&volume.caches())));
+        used = cache.shed(used, most)?;
+        cache.plan(&sizes, most.saturating_sub(used));
         cache.tell(run, sizes.iter().sum(), most, sizes.len())?;
         if most > 0 && !cache.planned.is_empty() {
             publish::create_folder(cache.folder.path())?;
-            let used = seconds_since_1970() as u64;
-            let (images, cache_side) = (run.spec.images.clone(), run.spec.cache_side);
-            publish_record(&cache.folder.used_json(), &CacheUse { version: VERSION, used, images, cache_side })?;
+            let (used, images) = (seconds_since_1970() as u64, run.spec.images.clone());
+            publish_record(&cache.folder.used_json(), &CacheUse { version: VERSION, used, images })?;
         }
         Ok(cache)
     }
 
     /// Removes shards whose tables are damaged. What is damaged inside is found by whoever reads it.
     fn drop_damaged(&self) -> Result<(), VolumeError> {
-        let paths = self.planned.iter().map(|shard| self.folder.shard(*shard)).filter(|path| path.is_file());
-        for (path, opened) in paths.map(|path| (path.clone(), PixelsFile::open(&path))) {
-            if let Err(error) = opened {
-                warn!(%error, "decoded images are dropped");
-                publish::remove(&path)?;
+        for path in self.planned.iter().map(|shard| self.folder.shard(*shard)) {
+            match PixelsFile::open(&path) {
+                Ok(_) | Err(VolumeError::Missing(_)) => {}
+                Err(error) => {
+                    warn!(%error, "decoded images are dropped");
+                    publish::remove(&path)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Removes shards, the last one first, until all decoded images take no more than `most`.
-    fn shed(&self, volume: &Volume, most: u64) -> Result<(), VolumeError> {
-        for shard in self.planned.iter().rev() {
-            if space::used(&volume.caches()) <= most {
+    /// Removes shards, the last one first, until all decoded images, which take `used`, take no more than `most`; what they
+    /// take then.
+    fn shed(&self, mut used: u64, most: u64) -> Result<u64, VolumeError> {
+        for path in self.planned.iter().rev().map(|shard| self.folder.shard(*shard)) {
+            if used <= most {
                 break;
             }
-            publish::remove(&self.folder.shard(*shard))?;
+            used = used.saturating_sub(path.metadata().map_or(0, |found| found.len()));
+            publish::remove(&path)?;
         }
-        Ok(())
+        Ok(used)
     }
 
-    /// Plans the first shards that are not there and fit.
+    /// Plans the shards that are there, and of the others the first that fit.
     fn plan(&mut self, sizes: &[u64], mut room: u64) {
+        let folder = &self.folder;
         self.planned.retain(|shard| {
             let size = sizes.get(shard.0 as usize).copied().unwrap_or(0);
-            let fits = self.folder.shard(*shard).is_file() || size <= room;
-            if fits && !self.folder.shard(*shard).is_file() {
+            let is_there = folder.shard(*shard).is_file();
+            if !is_there && size <= room {
                 room -= size;
+                return true;
             }
-            fits
+            is_there
         });
     }
 
@@ -164,7 +175,7 @@ pub(crate) fn give_up(volume: &Volume, run: &Run) -> Result<bool, VolumeError> {
     if bytes == 0 {
         return Ok(false);
     }
-    oldest_first(volume, &[])?.iter().try_for_each(|cache| publish::remove(cache.path()))?;
+    oldest_first(volume, &[])?.iter().try_for_each(|(_, cache)| publish::remove(cache.path()))?;
     let message = format!("the volume is full: decoded images were removed, {}", human(bytes));
     run.event("cache", Severity::Warning, json!({"epoch": run.record().epochs_done, "message": message}))?;
     Ok(true)
@@ -209,8 +220,8 @@ fn shard_bytes(images: &[ImageEntry], spec: &RunSpec) -> u64 {
     images.iter().map(pixels).sum()
 }
 
-/// All caches: first those that nobody uses, in order of their last use.
-fn oldest_first(volume: &Volume, in_use: &[String]) -> Result<Vec<CacheFolder>, VolumeError> {
+/// All caches, and whether somebody uses them: first those that nobody does, in order of their last use.
+fn oldest_first(volume: &Volume, in_use: &[String]) -> Result<Vec<(bool, CacheFolder)>, VolumeError> {
     let folder = volume.caches();
     if !folder.is_dir() {
         return Ok(Vec::new());
@@ -224,14 +235,16 @@ fn oldest_first(volume: &Volume, in_use: &[String]) -> Result<Vec<CacheFolder>, 
         found.push((in_use.contains(&name), used, name, cache));
     }
     found.sort_by(|a, b| (a.0, a.1, &a.2).cmp(&(b.0, b.1, &b.2)));
-    Ok(found.into_iter().map(|(.., cache)| cache).collect())
+    Ok(found.into_iter().map(|(in_use, _, _, cache)| (in_use, cache)).collect())
 }
 
-fn evict(run: &Run, cache: &CacheFolder) -> Result<(), VolumeError> {
+/// Removes a cache; how many bytes it had.
+fn evict(run: &Run, cache: &CacheFolder) -> Result<u64, VolumeError> {
     let of = read_record::<CacheUse>(&cache.used_json()).map(|found| found.images).unwrap_or_default();
-    let bytes = human(space::used(cache.path()));
+    let bytes = space::used(cache.path());
     publish::remove(cache.path())?;
     info!(path = %cache.path().display(), "decoded images evicted");
-    let message = format!("decoded images of '{of}' were removed to make room, {bytes}");
-    run.event("cache", Severity::Info, json!({"epoch": run.record().epochs_done, "message": message}))
+    let message = format!("decoded images of '{of}' were removed to make room, {}", human(bytes));
+    run.event("cache", Severity::Info, json!({"epoch": run.record().epochs_done, "message": message}))?;
+    Ok(bytes)
 }

@@ -63,7 +63,7 @@ named_choice!(
 named_choice!(
     /// Arithmetic of the network's forward and backward pass; weights are always kept in f32.
     Precision, "precision" {
-        /// bf16 on a GPU that has it, else f32.
+        /// bf16 on a GPU or CPU that has instructions for it, else f32.
         Auto = "auto",
         /// Single precision throughout.
         F32 = "f32",

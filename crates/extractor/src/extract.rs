@@ -50,9 +50,9 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let mut writer = ArrayWriter::create(&output, dtype.into(), &shape).map_err(|error| volume_status(&error))?;
     let mut skipped = Vec::new();
     let mut digests = Vec::with_capacity(shard.len());
-    for batch in Waited(&mut batches) {
+    for mut batch in Waited(&mut batches) {
         digests.extend(&batch.digests);
-        reads += batch.reads.clone();
+        reads += std::mem::take(&mut batch.reads);
         let mut features = network.features(&batch.pixels).map_err(network_status)?;
         for (at, why) in &batch.unreadable {
             let index = request.first_image + *at as u64;

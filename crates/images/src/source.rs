@@ -87,25 +87,27 @@ impl Reader {
 
     /// Writes a view of an image to `out`.
     pub(crate) fn view(&mut self, source: &Source, view: View, size: u32, out: &mut [u8]) -> Result<Outcome, Unreadable> {
-        let mut outcome = Outcome { digest: source.expected.digest, reads: Reads::default(), kept: None };
-        // A digest that the run knows is that of the image that the cache holds, or the image is another.
-        if outcome.digest != UNKNOWN
-            && let Some((width, height)) = self.read_cached(source, outcome.digest, &mut outcome.reads)
-        {
+        // A digest that the run knows is that of the image that the cache holds, or the image is another: the file need not tell.
+        let is_known = source.expected.digest != UNKNOWN;
+        let digest = if is_known { source.expected.digest } else { self.read_file(source)? };
+        let mut outcome = Outcome { digest, reads: Reads::default(), kept: None };
+        if let Some((width, height)) = self.read_cached(source, digest, &mut outcome.reads) {
             self.transformer.view(Pixels { width, height, rgb: &self.pixels }, view, size, out)?;
             return Ok(outcome);
         }
-        let known = outcome.digest != UNKNOWN;
-        outcome.digest = decode::read(&source.path, Some(source.expected), &mut self.content)?;
-        if !known && let Some((width, height)) = self.read_cached(source, outcome.digest, &mut outcome.reads) {
-            self.transformer.view(Pixels { width, height, rgb: &self.pixels }, view, size, out)?;
-            return Ok(outcome);
+        if is_known {
+            self.read_file(source)?;
         }
         let image = self.transformer.working(decode::decode(&self.content)?, self.side)?;
         outcome.reads.decoded = 1;
         self.transformer.view(Pixels::of(&image), view, size, out)?;
         outcome.kept = self.keeps.then_some(image);
         Ok(outcome)
+    }
+
+    /// Reads a file into `content`; its digest.
+    fn read_file(&mut self, source: &Source) -> Result<i64, Unreadable> {
+        decode::read(&source.path, Some(source.expected), &mut self.content)
     }
 
     /// Reads a working image into `pixels`, if the cache has one that was made of this file; its size.

@@ -29,14 +29,14 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     requests::run_and_epoch(&request.run_id, request.epoch)?;
     let spec = requests::network_spec(request.network.as_ref(), request.seed)?;
     let output = requests::output(&place.volume, &request.output)?;
-    sgd_of(request)?;
+    let sgd = sgd_of(request)?;
     let mut saver = Saver::of(place, request)?;
     let lesson = Arc::new(Lesson::of(place, request)?);
     lesson.check_there()?;
     let total = lesson.order.len() as u64;
     tell(context, "load", 0, total, 0.0)?;
 
-    let (mut pass, mut progress) = begin(place, request, &spec, lesson.seeds)?;
+    let (mut pass, mut progress) = begin(place, request, &spec, sgd, lesson.seeds)?;
     let skip = progress.steps as usize;
     let (batch, threads) = (request.batch as usize, place.threads);
     let options = LoaderOptions { batch, size: spec.image_size, cache_side: spec.cache_side, threads, skip };
@@ -101,9 +101,9 @@ fn begin(
     place: &Place,
     request: &TrainRequest,
     spec: &RunSpec,
+    sgd: SgdOptions,
     seeds: Seeds,
 ) -> Result<(TrainingPass, TrainingProgress), Status> {
-    let sgd = sgd_of(request)?;
     let verified = |field, file: Option<&File>| file.map(|file| requests::verified(&place.volume, field, Some(file))).transpose();
     let checkpoint = verified("network.checkpoint", request.network.as_ref().and_then(|network| network.checkpoint.as_ref()))?;
     let saved = verified("saved", request.saved.as_ref())?;

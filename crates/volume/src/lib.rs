@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Invariants: every file is published by [`publish::AtomicFile`] (temporary name, fsync, rename, fsync of the folder);
-//! the one file that grows in place is `events.jsonl`, a line at a time. What no manifest names does not exist.
+//! the one file that grows in place is `events.jsonl`, a line at a time, and those of the cache are not waited for on the disk. What no manifest names does not exist.
 #![forbid(unsafe_code)]
 
 mod crash;

@@ -146,8 +146,6 @@ pub struct CacheUse {
     pub used: u64,
     /// Folder of the images, relative to the images root of the services.
     pub images: String,
-    /// The longest that the shorter side of an image may be, in pixels.
-    pub cache_side: u32,
 }
 
 impl PendingEpoch {
