@@ -20,6 +20,7 @@ test: chaos-programs build .python/installed
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	PYTHONPATH=$(CURDIR)/.python cargo test --release --workspace --all-targets
+	cargo test --release --workspace --test system what_is_planned -- --ignored --nocapture
 
 # The long version of what `test` does in short: every fail point, 100 kills, 10,000 requests a method and as many files.
 chaos: chaos-programs build .python/installed

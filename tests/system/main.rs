@@ -17,6 +17,7 @@ mod health;
 mod hostile;
 mod names;
 mod network;
+mod plan;
 mod recovery;
 mod requests;
 mod room;

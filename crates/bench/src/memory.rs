@@ -1,5 +1,6 @@
 //! How much memory the services of a run take.
 
+use deepcluster_service::memory::peak_resident;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -41,8 +42,6 @@ fn service(process: &Path, volume: &Path) -> Option<(String, u64)> {
     if !line.contains(volume.to_str()?) {
         return None;
     }
-    let status = fs::read_to_string(process.join("status")).ok()?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = peak.split_whitespace().next()?.parse().ok()?;
-    Some((program, kilobytes * 1024))
+    let pid = process.file_name()?.to_str()?.parse().ok()?;
+    Some((program, peak_resident(pid)?))
 }

@@ -8,7 +8,7 @@
 //!    group of their own, so that Ctrl-C in a terminal reaches us alone.
 
 use crate::failure::Failure;
-use deepcluster_domain::space::human;
+use deepcluster_domain::space::{CacheLimit, human};
 use deepcluster_volume::{publish, space};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -63,11 +63,26 @@ impl ServicesArgs {
     /// One of each kind.
     pub const ONE_EACH: Self = Self { extractors: 1, cache_limit: None };
 
+    /// Number of extractors.
+    pub fn extractors(&self) -> usize {
+        self.extractors
+    }
+
+    /// How much room decoded images may take.
+    ///
+    /// # Errors
+    /// One sentence that names the flag.
+    pub fn cache_limit(&self) -> Result<CacheLimit, Failure> {
+        let parse = |text: &String| text.parse().map_err(|error| Failure::usage(format!("--cache-limit {error}")));
+        self.cache_limit.as_ref().map_or(Ok(CacheLimit::HalfOfFree), parse)
+    }
+
     /// Whether they can be started.
     ///
     /// # Errors
     /// One sentence that names the flag.
     pub fn check(&self) -> Result<(), Failure> {
+        self.cache_limit()?;
         match self.extractors {
             1..=64 => Ok(()),
             _ => Err(Failure::usage("--extractors must lie between 1 and 64")),
@@ -140,6 +155,12 @@ impl Stack {
             tokio::spawn(ask(service.listener.local_addr().ok(), Arc::clone(&service.unanswered)));
         }
         Ok(stack)
+    }
+
+    /// Address and process of a service, by its name.
+    pub fn service(&self, name: &str) -> Option<(String, u32)> {
+        let service = self.services.iter().find(|service| service.name == name)?;
+        Some((service.listener.local_addr().ok()?.to_string(), service.child.as_ref()?.id()))
     }
 
     /// Keeps the services alive. Ends only when one cannot start at all, with the sentence that it left.

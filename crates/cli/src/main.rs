@@ -7,6 +7,7 @@ mod demo_images;
 mod embedded;
 mod failure;
 mod local;
+mod plan;
 mod server;
 mod show;
 mod spec_args;
@@ -22,6 +23,7 @@ use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
 use embedded::ServicesArgs;
 use failure::{Failure, say};
+use plan::PlanArgs;
 use serde_json::json;
 use server::Server;
 use show::Show;
@@ -53,6 +55,19 @@ enum Command {
         #[command(flatten)]
         services: ServicesArgs,
         /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what a run would take of time, memory and disk, by a short measurement on this machine
+    #[command(allow_negative_numbers = true)]
+    Plan {
+        #[command(flatten)]
+        plan: PlanArgs,
+        #[command(flatten)]
+        spec: SpecArgs,
+        #[command(flatten)]
+        services: ServicesArgs,
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
@@ -219,6 +234,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
             let spec = spec.spec(train::images_below_root(&images)?);
             train::train(spec, &out, &services, json).await
         }
+        Command::Plan { plan, spec, services, json } => plan.plan(|images| spec.spec(images), &services, json).await,
         Command::Resume { volume, run, services, json } => train::resume(&volume, run, &services, json).await,
         Command::Submit { images, spec, tags, request_id, server } => {
             if images.is_empty() {

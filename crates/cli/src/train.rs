@@ -94,19 +94,27 @@ pub async fn with_services<T>(
     hint: &str,
     work: impl AsyncFnOnce(&mut Client, Vec<Run>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let failed = |error: std::io::Error| Failure::other(error.to_string());
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut stack = Stack::start(volume, services)?;
+    let stack = Stack::start(volume, services)?;
     let mut client = Client::of_this_machine(&stack.server)?;
     let answered = async {
         let runs = tokio::time::timeout(START, first_answer(&mut client)).await;
         let runs = runs.map_err(|_| Failure::other(format!("the coordinator does not answer; see {}/logs", volume.display())))?;
         work(&mut client, runs).await
     };
+    while_alive(stack, hint, answered).await
+}
+
+/// Works with services that are started, and stops them then.
+///
+/// # Errors
+/// What the work fails with, or why a service cannot start.
+pub async fn while_alive<T>(mut stack: Stack, hint: &str, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let failed = |error: std::io::Error| Failure::other(error.to_string());
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let outcome = tokio::select! {
         failure = stack.keep_alive() => Err(failure),
-        outcome = answered => outcome,
+        outcome = work => outcome,
         _ = interrupt.recv() => Err(Failure::other(format!("interrupted{hint}"))),
         _ = terminate.recv() => Err(Failure::other(format!("interrupted{hint}"))),
     };

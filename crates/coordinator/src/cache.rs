@@ -24,15 +24,6 @@ use std::path::PathBuf;
 use tonic::Status;
 use tracing::{info, warn};
 
-/// How much room all decoded images may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheLimit {
-    /// Half of what would be free without them.
-    HalfOfFree,
-    /// So many bytes; 0 for none.
-    Bytes(u64),
-}
-
 /// The decoded images of a run.
 pub(crate) struct Cache {
     folder: CacheFolder,
@@ -187,11 +178,7 @@ fn most(workshop: &Workshop, run: &Run) -> Result<u64, VolumeError> {
     let resolved = run.record().resolved;
     let free = space::available(volume.root())? + space::used(&volume.caches());
     let needed = SpaceNeeded::of(&run.spec, resolved.n_images, resolved.k).whole_run();
-    let left = free.saturating_sub(needed.saturating_sub(space::used(run.folder.path())));
-    Ok(match workshop.cache_limit {
-        CacheLimit::HalfOfFree => left.min(free / 2),
-        CacheLimit::Bytes(most) => left.min(most),
-    })
+    Ok(workshop.cache_limit.room(free, needed.saturating_sub(space::used(run.folder.path()))))
 }
 
 /// By what the decoded images of a run are known: where the images lie, how they are listed and shrunk.

@@ -7,10 +7,11 @@
 //!    files of a worker that was given up change nothing.
 //! 4. `epoch.json` is the commit; only then features and older epochs go.
 
-use crate::cache::{Cache, CacheLimit};
+use crate::cache::Cache;
 use crate::images;
 use crate::run::Run;
 use crate::workers::{Call, Workers};
+use deepcluster_domain::space::CacheLimit;
 use deepcluster_domain::{EpochId, EpochProgress, RunSpec, ShardId, Step};
 use deepcluster_proto::{network_of, v1};
 use deepcluster_service::requests::{file_to_wire, volume_status};

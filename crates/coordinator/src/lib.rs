@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assign;
-pub mod cache;
+mod cache;
 mod commit;
 pub mod create;
 pub mod epoch;
@@ -24,7 +24,7 @@ pub mod run;
 pub mod runs;
 pub mod workers;
 
-use cache::CacheLimit;
+use deepcluster_domain::space::CacheLimit;
 use deepcluster_proto::v1::runs_server::RunsServer;
 use deepcluster_service::{Config, Service};
 use deepcluster_volume::lock::{BEAT, VolumeLock};

@@ -1,11 +1,10 @@
 //! The coordinator as a process.
 #![forbid(unsafe_code)]
 
-use bytesize::ByteSize;
 use clap::Parser;
-use deepcluster_coordinator::cache::CacheLimit;
 use deepcluster_coordinator::workers::{Patience, Workers};
 use deepcluster_coordinator::{Coordinator, Start};
+use deepcluster_domain::space::CacheLimit;
 use deepcluster_service::config::token_file;
 use deepcluster_service::door::Tokens;
 use deepcluster_service::limits::Limits;
@@ -129,11 +128,11 @@ fn count(flag: &str, text: &str, mistakes: &mut Vec<String>) -> usize {
 /// A number of bytes; a mistake is noted.
 fn cache_limit(text: Option<&str>, mistakes: &mut Vec<String>) -> CacheLimit {
     // A container's environment may name it and say nothing.
-    match text.filter(|text| !text.is_empty()).map(str::parse::<ByteSize>) {
+    match text.filter(|text| !text.is_empty()).map(str::parse) {
         None => CacheLimit::HalfOfFree,
-        Some(Ok(size)) => CacheLimit::Bytes(size.as_u64()),
-        Some(Err(_)) => {
-            mistakes.push(format!("--cache-limit '{}' is not a size like 200GB", text.unwrap_or_default()));
+        Some(Ok(limit)) => limit,
+        Some(Err(error)) => {
+            mistakes.push(format!("--cache-limit {error}"));
             CacheLimit::HalfOfFree
         }
     }

@@ -1,7 +1,10 @@
 //! How much room a run takes on the volume: pure arithmetic, so that a run can be refused before it fills a disk.
 
 use crate::geometry::embedding_width;
+use crate::spec::SpecError;
 use crate::{FeatureDtype, Plan, RunSpec};
+use bytesize::ByteSize;
+use std::str::FromStr;
 
 /// Bytes that a run's files take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,38 @@ impl SpaceNeeded {
     }
 }
 
+/// How much room all decoded images may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheLimit {
+    /// Half of what would be free without them.
+    HalfOfFree,
+    /// So many bytes; 0 for none.
+    Bytes(u64),
+}
+
+impl CacheLimit {
+    /// The most that decoded images may take where `free` bytes would be free without them, of which the run itself still needs
+    /// `needed`.
+    pub fn room(self, free: u64, needed: u64) -> u64 {
+        let left = free.saturating_sub(needed);
+        match self {
+            Self::HalfOfFree => left.min(free / 2),
+            Self::Bytes(most) => left.min(most),
+        }
+    }
+}
+
+impl FromStr for CacheLimit {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        match text.parse::<ByteSize>() {
+            Ok(size) => Ok(Self::Bytes(size.as_u64())),
+            Err(_) => Err(SpecError(format!("'{text}' is not a size like 200GB"))),
+        }
+    }
+}
+
 /// A number of bytes for people: "3.4 GB".
 pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
@@ -94,6 +129,15 @@ mod tests {
         let needed = SpaceNeeded::of(&spec, 100, 10);
         assert_eq!(needed.n_epochs, 1);
         assert_eq!(needed.features, 100 * 512 * 2);
+    }
+
+    #[test]
+    fn decoded_images_leave_room_for_the_run() {
+        assert_eq!(CacheLimit::HalfOfFree.room(100, 20), 50);
+        assert_eq!(CacheLimit::HalfOfFree.room(100, 80), 20);
+        assert_eq!("30B".parse::<CacheLimit>().unwrap().room(100, 20), 30);
+        assert_eq!("1kB".parse::<CacheLimit>().unwrap().room(100, 120), 0);
+        assert!("much".parse::<CacheLimit>().unwrap_err().to_string().contains("'much' is not a size"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    deepcluster_network::memory::keep();
     let config = match Cli::parse().options.check("127.0.0.1:7071") {
         Ok(config) => config,
         Err(mistakes) => {

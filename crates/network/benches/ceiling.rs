@@ -24,6 +24,7 @@ fn images(network: &Network) -> Tensor {
 }
 
 fn ceiling(criterion: &mut Criterion) {
+    deepcluster_network::memory::keep();
     let mut group = criterion.benchmark_group("ceiling");
     group.sample_size(10).sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(BATCH as u64));
     for (name, precision) in [("f32", Precision::F32), ("auto", Precision::Auto)] {

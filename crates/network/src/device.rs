@@ -48,12 +48,9 @@ impl Runtime {
         Ok(Self { device, kind })
     }
 
-    /// Turns RGB bytes `[n, size, size, 3]` into normalised f32 `[n, 3, size, size]` on the device (ImageNet statistics).
-    ///
-    /// The bytes already lie channels-last, the order that convolutions like best, and stay so.
-    pub(crate) fn input(&self, pixels: &[u8], size: u32) -> Result<Tensor, NetworkError> {
-        const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-        const STD: [f32; 3] = [0.229, 0.224, 0.225];
+    /// RGB bytes `[n, size, size, 3]` on the device, as `[n, 3, size, size]`: they already lie channels-last, the order that
+    /// convolutions like best.
+    pub(crate) fn images(&self, pixels: &[u8], size: u32) -> Result<Tensor, NetworkError> {
         let side = i64::from(size);
         let n = (pixels.len() as i64) / (side * side * 3);
         let bytes = Tensor::f_from_data_size(pixels, &[n, side, side, 3], Kind::Uint8)?;
@@ -61,16 +58,7 @@ impl Runtime {
             Device::Cuda(_) => bytes.f_pin_memory(self.device)?.f_to_device_(self.device, Kind::Uint8, true, false)?,
             _ => bytes,
         };
-        let per_channel = |values: [f32; 3]| Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?.f_to(self.device);
-        // (x / 255 - mean) / std as one multiplication and one addition.
-        let scale = per_channel(STD.map(|std| 1.0 / (255.0 * std)))?;
-        let mut shift = MEAN;
-        for (mean, std) in shift.iter_mut().zip(STD) {
-            *mean = -*mean / std;
-        }
-        let mut x = bytes.f_permute([0, 3, 1, 2])?.f_totype(Kind::Float)?;
-        x = x.f_mul_(&scale)?;
-        Ok(x.f_add_(&per_channel(shift)?)?)
+        Ok(bytes.f_permute([0, 3, 1, 2])?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One pass through the layers.
 
-use crate::weights::{SOBEL_KERNELS, Tensors, channels_last, draw};
+use crate::front::{Front, Values};
+use crate::weights::{Tensors, channels_last, draw};
 use crate::{NetworkError, Runtime, checkpoint};
 use deepcluster_domain::plan::Layer;
 use deepcluster_domain::{Plan, RunSpec};
@@ -42,7 +43,8 @@ pub struct Network {
     pub runtime: Runtime,
     /// Weights and batch-norm statistics, without the top layer.
     pub tensors: Tensors,
-    sobel_kernels: Tensor,
+    of_bytes: Front,
+    of_normalised: Front,
 }
 
 impl Network {
@@ -68,8 +70,9 @@ impl Network {
             .into_iter()
             .map(|(name, tensor)| Ok((name, channels_last(&tensor)?)))
             .collect::<Result<Tensors, NetworkError>>()?;
-        let sobel_kernels = Tensor::f_from_slice(&SOBEL_KERNELS)?.f_view([2, 1, 3, 3])?.f_to(runtime.device)?;
-        Ok(Self { plan, runtime, tensors, sobel_kernels })
+        let front = |values| Front::new(&plan, values, runtime.device);
+        let (of_bytes, of_normalised) = (front(Values::Bytes)?, front(Values::Normalised)?);
+        Ok(Self { plan, runtime, tensors, of_bytes, of_normalised })
     }
 
     /// Embeddings of a batch of RGB bytes `[n, size, size, 3]` in eval mode: f32 `[n, embedding]` in C order, before any
@@ -79,8 +82,8 @@ impl Network {
     /// When libtorch is out of memory.
     pub fn features(&self, pixels: &[u8]) -> Result<Vec<f32>, NetworkError> {
         let _no_grad = tch::no_grad_guard();
-        let x = self.runtime.input(pixels, self.plan.image_size)?;
-        let features = self.embed(&x, Mode::Eval)?.f_to(tch::Device::Cpu)?.f_contiguous()?;
+        let embedding = self.through_layers(self.seen(pixels)?, Mode::Eval)?;
+        let features = embedding.f_to(tch::Device::Cpu)?.f_contiguous()?;
         let mut values = vec![0.0; features.numel()];
         features.f_copy_data(&mut values, features.numel())?;
         Ok(values)
@@ -91,18 +94,26 @@ impl Network {
     /// # Errors
     /// When the shape does not fit, or libtorch is out of memory.
     pub fn embed(&self, images: &Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
-        let x = if self.plan.sobel { self.sobel(images)? } else { images.shallow_clone() };
-        let y = self.run(&self.plan.layers, channels_last(&x)?.f_totype(self.runtime.kind)?, mode)?;
-        Ok(y.f_totype(Kind::Float)?)
+        self.through_layers(self.seen_of_normalised(images)?, mode)
     }
 
-    /// Grey, then horizontal and vertical gradient: `[n, 3, h, w]` → `[n, 2, h, w]`.
+    /// Input of the first layer from normalised images: themselves, or grey and then horizontal and vertical gradient, where
+    /// `[n, 3, h, w]` becomes `[n, 2, h, w]`.
     ///
     /// # Errors
     /// When libtorch is out of memory.
-    pub fn sobel(&self, images: &Tensor) -> Result<Tensor, NetworkError> {
-        let grey = images.f_mean_dim([1i64].as_slice(), true, Kind::Float)?;
-        Ok(grey.f_conv2d::<&Tensor>(&self.sobel_kernels, None, 1, 1, 1, 1)?)
+    pub fn seen_of_normalised(&self, images: &Tensor) -> Result<Tensor, NetworkError> {
+        self.of_normalised.apply(images, self.runtime.kind)
+    }
+
+    /// The same from RGB bytes `[n, size, size, 3]`.
+    pub(crate) fn seen(&self, pixels: &[u8]) -> Result<Tensor, NetworkError> {
+        self.of_bytes.apply(&self.runtime.images(pixels, self.plan.image_size)?, self.runtime.kind)
+    }
+
+    /// From the input of the first layer to embeddings in f32.
+    pub(crate) fn through_layers(&self, seen: Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
+        Ok(self.run(&self.plan.layers, seen, mode)?.f_totype(Kind::Float)?)
     }
 
     fn run(&self, layers: &[Layer], mut x: Tensor, mode: Mode) -> Result<Tensor, NetworkError> {

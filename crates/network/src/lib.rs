@@ -14,6 +14,8 @@ pub mod device;
 pub mod error;
 mod fold;
 pub mod forward;
+mod front;
+pub mod memory;
 pub mod training;
 pub mod weights;
 

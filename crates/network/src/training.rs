@@ -174,8 +174,7 @@ impl TrainingPass {
     /// # Errors
     /// When libtorch is out of memory.
     pub fn step(&mut self, pixels: &[u8], labels: &[i64], step: u64) -> Result<f64, NetworkError> {
-        let images = self.network.runtime.input(pixels, self.network.plan.image_size)?;
-        self.step_on(&images, labels, step)
+        self.learn(self.network.seen(pixels)?, labels, step)
     }
 
     /// As [`TrainingPass::step`], on normalised images `[n, 3, size, size]`.
@@ -183,10 +182,15 @@ impl TrainingPass {
     /// # Errors
     /// As there.
     pub fn step_on(&mut self, images: &Tensor, labels: &[i64], step: u64) -> Result<f64, NetworkError> {
+        self.learn(self.network.seen_of_normalised(images)?, labels, step)
+    }
+
+    /// From the input of the first layer.
+    fn learn(&mut self, seen: Tensor, labels: &[i64], step: u64) -> Result<f64, NetworkError> {
         // Dropout draws from (seed, epoch, step), so that a resumed epoch draws the same.
         tch::manual_seed(self.seeds.number(Purpose::Dropout, step) as i64);
         let labels = Tensor::f_from_slice(labels)?.f_to(self.network.runtime.device)?;
-        let mut embedding = self.network.embed(images, self.mode)?;
+        let mut embedding = self.network.through_layers(seen, self.mode)?;
         if self.network.plan.relu_before_top {
             embedding = embedding.f_relu_()?;
         }

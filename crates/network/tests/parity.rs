@@ -102,7 +102,7 @@ fn embeddings_of_resnets() {
 
 #[test]
 fn the_sobel_filter() {
-    let filtered = network(Architecture::AlexNet, true, 64).sobel(&input(2, 64)).unwrap();
+    let filtered = network(Architecture::AlexNet, true, 64).seen_of_normalised(&input(2, 64)).unwrap();
     let case = &cases()["sobel"];
     let sum = filtered.abs().sum(Kind::Double).double_value(&[]);
     assert!((sum / case["sum"].as_f64().unwrap() - 1.0).abs() < 1e-5, "{sum}");

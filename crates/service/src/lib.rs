@@ -10,6 +10,7 @@ pub mod config;
 pub mod door;
 pub mod jobs;
 pub mod limits;
+pub mod memory;
 pub mod metrics;
 pub mod probe;
 pub mod requests;

@@ -18,6 +18,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    deepcluster_network::memory::keep();
     let cli = Cli::parse();
     if let Some(device) = cli.check_device {
         return match deepcluster_trainer::check_device(&device) {
