@@ -215,7 +215,10 @@ async fn without_extractors_the_phase_waits_and_says_so() {
 /// One cannot do its work, and the other never comes: there is nobody to wait for.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_extractor_that_was_never_there_keeps_no_failure_waiting() {
-    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Taken, so that no other test listens there, and not listened at.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let free = nobody.local_addr().unwrap();
     let blind = sleeper(Duration::ZERO, true).await;
     let outcome = extract(3, &[blind.address, free]).await;
     assert_eq!(outcome.end.unwrap().message(), "images: holds none");

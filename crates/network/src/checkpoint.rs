@@ -9,11 +9,9 @@ use deepcluster_domain::Plan;
 use deepcluster_domain::plan::{Start, WeightSpec};
 use deepcluster_volume::VolumeError;
 use deepcluster_volume::publish::Digest;
-use deepcluster_volume::tensors::publish_views;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use deepcluster_volume::tensors::{self, Described, TensorsFile};
+use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -45,17 +43,18 @@ pub fn load_momentum(path: &Path, plan: &Plan, device: Device) -> Result<Tensors
 
 fn load(path: &Path, specs: &[WeightSpec], prefix: &str, device: Device) -> Result<Tensors, NetworkError> {
     let wrong = |why: String| NetworkError::Checkpoint { path: path.display().to_string(), why };
-    let content = fs::read(path).map_err(VolumeError::io(path))?;
-    let file = SafeTensors::deserialize(&content).map_err(|error| wrong(error.to_string()))?;
+    let file = TensorsFile::open(path).map_err(|error| unfit(path, error))?;
     let mut tensors = Tensors::new();
+    let mut bytes = Vec::new();
     for spec in specs {
         let name = format!("{prefix}{}", spec.name);
-        let view = file.tensor(&name).map_err(|_| wrong(format!("has no tensor {name}")))?;
-        let shape: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
-        if view.dtype() != Dtype::F32 || shape != spec.shape {
-            return Err(wrong(format!("{name} is {:?} of shape {shape:?}, not F32 of shape {:?}", view.dtype(), spec.shape)));
+        let found = file.find(&name).ok_or_else(|| wrong(format!("has no tensor {name}")))?;
+        let shape: Vec<i64> = found.shape.iter().map(|n| *n as i64).collect();
+        if found.dtype != Dtype::F32 || shape != spec.shape {
+            return Err(wrong(format!("{name} is {:?} of shape {shape:?}, not F32 of shape {:?}", found.dtype, spec.shape)));
         }
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, Kind::Float)?.f_to(device)?;
+        file.read(&name, &mut bytes)?;
+        let tensor = Tensor::f_from_data_size(&bytes, &shape, Kind::Float)?.f_to(device)?;
         tensors.insert(spec.name.clone(), tensor);
     }
     Ok(tensors)
@@ -80,10 +79,13 @@ pub struct TrainingProgress {
 /// When the file cannot be read or does not tell.
 pub fn load_progress(path: &Path) -> Result<TrainingProgress, NetworkError> {
     let wrong = |why: &str| NetworkError::Checkpoint { path: path.display().to_string(), why: why.to_owned() };
-    let content = fs::read(path).map_err(VolumeError::io(path))?;
-    let file = SafeTensors::deserialize(&content).map_err(|error| wrong(&error.to_string()))?;
-    let bytes =
-        |leaf: &str| file.tensor(&format!("{PROGRESS}{leaf}")).map(|view| view.data()).map_err(|_| wrong("has no progress"));
+    let file = TensorsFile::open(path).map_err(|error| unfit(path, error))?;
+    let bytes = |leaf: &str| -> Result<Vec<u8>, NetworkError> {
+        let (name, mut bytes) = (format!("{PROGRESS}{leaf}"), Vec::new());
+        file.find(&name).ok_or_else(|| wrong("has no progress"))?;
+        file.read(&name, &mut bytes)?;
+        Ok(bytes)
+    };
     let number = |leaf: &str| -> Result<[u8; 8], NetworkError> {
         bytes(leaf)?.try_into().map_err(|_| wrong("tells no progress of this kind"))
     };
@@ -91,7 +93,7 @@ pub fn load_progress(path: &Path) -> Result<TrainingProgress, NetworkError> {
         steps: u64::from_le_bytes(number("steps")?),
         loss_sum: f64::from_le_bytes(number("loss_sum")?),
         n_images: u64::from_le_bytes(number("n_images")?),
-        skipped: serde_json::from_slice(bytes("skipped")?).map_err(|error| wrong(&error.to_string()))?,
+        skipped: serde_json::from_slice(&bytes("skipped")?).map_err(|error| wrong(&error.to_string()))?,
     })
 }
 
@@ -127,45 +129,71 @@ pub struct Contents<'a> {
     pub progress: Option<&'a TrainingProgress>,
 }
 
-/// Publishes a checkpoint.
+/// Publishes a checkpoint, tensor by tensor. A network that is broken does not take the place of one that is not.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// When a number is not finite, or the file cannot be written.
 pub fn publish(path: &Path, contents: &Contents<'_>) -> Result<Digest, NetworkError> {
-    let mut blobs: Vec<Blob> = Vec::new();
+    let pieces = pieces(path, contents)?;
+    let described = |(name, piece): (&String, &Piece<'_>)| {
+        let (dtype, shape) = match piece {
+            Piece::Weight(tensor) => (Dtype::F32, tensor.size().iter().map(|n| *n as usize).collect()),
+            Piece::Plain(dtype, shape, _) => (*dtype, shape.clone()),
+        };
+        Described { name: name.clone(), dtype, shape }
+    };
+    tensors::publish(path, pieces.iter().map(described).collect(), |name, out| match &pieces[name] {
+        Piece::Plain(_, _, bytes) => {
+            out.extend_from_slice(bytes);
+            Ok(())
+        }
+        Piece::Weight(tensor) => {
+            copy(tensor, out)?;
+            let finite = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]).is_finite();
+            // To the end in any case: only a loop without an exit is done for many numbers at a time.
+            match out.chunks_exact(4).fold(true, |all, bytes| all & finite(bytes)) {
+                true => Ok(()),
+                false => Err(NetworkError::NotFinite { what: "the weights are", step: contents.n_steps as u64 }),
+            }
+        }
+    })
+}
+
+/// What a checkpoint consists of, by name.
+fn pieces<'a>(path: &Path, contents: &Contents<'a>) -> Result<BTreeMap<String, Piece<'a>>, NetworkError> {
+    let mut pieces = BTreeMap::new();
     for (name, tensor) in contents.network {
-        blobs.push(Blob::of(name.clone(), tensor)?);
+        pieces.insert(name.clone(), Piece::Weight(tensor));
         if let Some(layer) = name.strip_suffix("running_mean") {
-            let counter = contents.n_steps.to_le_bytes().to_vec();
-            blobs.push(Blob::plain(format!("{layer}num_batches_tracked"), Dtype::I64, Vec::new(), counter));
+            let counter = Piece::Plain(Dtype::I64, Vec::new(), contents.n_steps.to_le_bytes().to_vec());
+            pieces.insert(format!("{layer}num_batches_tracked"), counter);
         }
     }
-    for (leaf, tensor) in ["weight", "bias"].into_iter().zip(contents.top_layer) {
-        blobs.push(Blob::of(format!("{TOP_LAYER}{leaf}"), tensor)?);
-    }
-    for (name, tensor) in contents.momentum {
-        blobs.push(Blob::of(format!("{OPTIMIZER}{name}"), tensor)?);
-    }
+    let top_layer = ["weight", "bias"].into_iter().zip(contents.top_layer);
+    pieces.extend(top_layer.map(|(leaf, tensor)| (format!("{TOP_LAYER}{leaf}"), Piece::Weight(tensor))));
+    let momentum = contents.momentum.iter();
+    pieces.extend(momentum.map(|(name, tensor)| (format!("{OPTIMIZER}{name}"), Piece::Weight(tensor))));
     if contents.plan.sobel {
-        blobs.push(Blob::fixed("sobel.0.weight", &[1, 3, 1, 1], &SOBEL_GREY));
-        blobs.push(Blob::fixed("sobel.0.bias", &[1], &[0.0]));
-        blobs.push(Blob::fixed("sobel.1.weight", &[2, 1, 3, 3], &SOBEL_KERNELS));
-        blobs.push(Blob::fixed("sobel.1.bias", &[2], &[0.0, 0.0]));
+        let mut fixed = |name: &str, shape: &[usize], values: &[f32]| {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            pieces.insert(name.to_owned(), Piece::Plain(Dtype::F32, shape.to_vec(), bytes));
+        };
+        fixed("sobel.0.weight", &[1, 3, 1, 1], &SOBEL_GREY);
+        fixed("sobel.0.bias", &[1], &[0.0]);
+        fixed("sobel.1.weight", &[2, 1, 3, 3], &SOBEL_KERNELS);
+        fixed("sobel.1.bias", &[2], &[0.0, 0.0]);
     }
     if let Some(TrainingProgress { steps, loss_sum, n_images, skipped }) = contents.progress {
         let skipped = serde_json::to_vec(skipped).map_err(|error| VolumeError::corrupt(path, error))?;
-        let mut tell =
-            |leaf: &str, dtype, shape, bytes| blobs.push(Blob::plain(format!("{PROGRESS}{leaf}"), dtype, shape, bytes));
+        let mut tell = |leaf: &str, dtype, shape, bytes| {
+            pieces.insert(format!("{PROGRESS}{leaf}"), Piece::Plain(dtype, shape, bytes));
+        };
         tell("steps", Dtype::U64, Vec::new(), steps.to_le_bytes().to_vec());
         tell("loss_sum", Dtype::F64, Vec::new(), loss_sum.to_le_bytes().to_vec());
         tell("n_images", Dtype::U64, Vec::new(), n_images.to_le_bytes().to_vec());
         tell("skipped", Dtype::U8, vec![skipped.len()], skipped);
     }
-    let views = blobs.iter().map(|blob| {
-        let view = TensorView::new(blob.dtype, blob.shape.clone(), &blob.bytes);
-        view.map(|view| (blob.name.as_str(), view)).map_err(|error| VolumeError::corrupt(path, error))
-    });
-    Ok(publish_views(path, views.collect::<Result<Vec<_>, _>>()?)?)
+    Ok(pieces)
 }
 
 /// Training steps that a checkpoint has behind it; 0 when it does not say.
@@ -173,36 +201,35 @@ pub fn publish(path: &Path, contents: &Contents<'_>) -> Result<Digest, NetworkEr
 /// # Errors
 /// When the file cannot be read.
 pub fn n_steps(path: &Path) -> Result<i64, NetworkError> {
-    let content = fs::read(path).map_err(VolumeError::io(path))?;
-    let file = SafeTensors::deserialize(&content).map_err(|error| VolumeError::corrupt(path, error))?;
-    let counter = file.iter().find(|(name, _)| name.ends_with(".num_batches_tracked"));
-    Ok(counter.and_then(|(_, view)| view.data().try_into().ok()).map_or(0, i64::from_le_bytes))
+    let file = TensorsFile::open(path)?;
+    let Some(counter) = file.tensors().find(|tensor| tensor.name.ends_with(".num_batches_tracked")) else { return Ok(0) };
+    let mut bytes = Vec::new();
+    file.read(&counter.name, &mut bytes)?;
+    Ok(bytes.try_into().map_or(0, i64::from_le_bytes))
 }
 
-/// A tensor as bytes.
-struct Blob {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
+/// A part of a checkpoint.
+enum Piece<'a> {
+    /// In f32.
+    Weight(&'a Tensor),
+    /// Bytes that stand for themselves, with type and shape.
+    Plain(Dtype, Vec<usize>, Vec<u8>),
 }
 
-impl Blob {
-    fn of(name: String, tensor: &Tensor) -> Result<Self, NetworkError> {
-        let _no_grad = tch::no_grad_guard();
-        let tensor = tensor.f_detach()?.f_to(Device::Cpu)?.f_contiguous()?;
-        let mut bytes = vec![0; tensor.numel() * 4];
-        let flat = tensor.f_view_dtype(Kind::Uint8)?;
-        flat.f_copy_data(&mut bytes, tensor.numel() * 4)?;
-        Ok(Self { name, dtype: Dtype::F32, shape: tensor.size().iter().map(|n| *n as usize).collect(), bytes })
-    }
+/// The values of a tensor in C order as bytes, in the place of what `out` held.
+fn copy(tensor: &Tensor, out: &mut Vec<u8>) -> Result<(), NetworkError> {
+    let _no_grad = tch::no_grad_guard();
+    let tensor = tensor.f_detach()?.f_to(Device::Cpu)?.f_contiguous()?;
+    let bytes = tensor.numel() * size_of::<f32>();
+    out.resize(bytes, 0);
+    // Without dimensions there is nothing to view as bytes.
+    Ok(tensor.f_view([-1])?.f_view_dtype(Kind::Uint8)?.f_copy_data(out, bytes)?)
+}
 
-    fn plain(name: String, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
-        Self { name, dtype, shape, bytes }
-    }
-
-    fn fixed(name: &str, shape: &[usize], values: &[f32]) -> Self {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Self::plain(name.to_owned(), Dtype::F32, shape.to_vec(), bytes)
+/// A file that is no checkpoint, or cannot be read.
+fn unfit(path: &Path, error: VolumeError) -> NetworkError {
+    match error {
+        VolumeError::Corrupt { why, .. } => NetworkError::Checkpoint { path: path.display().to_string(), why },
+        other => other.into(),
     }
 }

@@ -231,7 +231,6 @@ impl TrainingPass {
     }
 
     fn write(&self, path: &Path, progress: Option<&TrainingProgress>) -> Result<Digest, NetworkError> {
-        self.check_weights()?;
         let clone = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
         let mut network: Tensors = self.network.tensors.iter().map(clone).collect();
         network.extend(self.body.iter().map(|trained| clone((&trained.name, &trained.master))));
@@ -245,18 +244,6 @@ impl TrainingPass {
             progress,
         };
         checkpoint::publish(path, &contents)
-    }
-
-    /// A network that is broken must not take the place of one that is not.
-    fn check_weights(&self) -> Result<(), NetworkError> {
-        let _no_grad = tch::no_grad_guard();
-        let masters = self.body.iter().chain(&self.top_layer).map(|trained| &trained.master);
-        for tensor in masters.chain(self.network.tensors.values()) {
-            if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                return Err(NetworkError::NotFinite { what: "the weights are", step: self.n_steps as u64 });
-            }
-        }
-        Ok(())
     }
 
     /// Weights may be finite and yet so large that features are not, which the next epoch could not cluster. It is this one

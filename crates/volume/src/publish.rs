@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Ending of files that are not published yet. Whoever finds one after a crash may delete it.
 pub const TEMPORARY: &str = ".tmp";
 
+/// Pieces of at least so many bytes are hashed by several threads, and while they are written.
+const LARGE: usize = 8 << 20;
+
 /// A published file: where it lies, how long it is and what it contains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
@@ -107,8 +110,13 @@ impl Write for AtomicFile {
         let Some(out) = self.out.as_mut() else {
             return Err(io::Error::other("the file is already published"));
         };
-        out.write_all(buffer)?;
-        self.hasher.update(buffer);
+        if buffer.len() < LARGE {
+            self.hasher.update(buffer);
+            out.write_all(buffer)?;
+        } else {
+            let (written, _) = rayon::join(|| out.write_all(buffer), || self.hasher.update_rayon(buffer));
+            written?;
+        }
         self.bytes += buffer.len() as u64;
         Ok(buffer.len())
     }
@@ -183,14 +191,14 @@ pub fn discard(staged: &Path) -> Result<(), VolumeError> {
 pub fn digest(path: &Path) -> Result<Digest, VolumeError> {
     let mut file = File::open(path).map_err(VolumeError::io(path))?;
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; LARGE];
     let mut bytes = 0;
     loop {
         let n = file.read(&mut buffer).map_err(VolumeError::io(path))?;
         if n == 0 {
             return Ok(Digest { bytes, blake3: hasher.finalize().to_hex().to_string() });
         }
-        hasher.update(&buffer[..n]);
+        hasher.update_rayon(&buffer[..n]);
         bytes += n as u64;
     }
 }

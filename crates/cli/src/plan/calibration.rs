@@ -22,15 +22,24 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 
-/// Images of the first look, and of its batches.
-const FIRST_LOOK: usize = 16;
-const SMALL_BATCH: usize = 8;
+/// Images of the first look, and of its batches; what a batch adds to the memory is told from these and larger ones.
+const FIRST_LOOK: usize = 12;
+const FEW: usize = 4;
 
-/// Seconds that extraction of the sample may take, about; training takes thrice as long.
-const EXTRACTION_S: f64 = 1.5;
+/// The smallest batch of a sample, unless the run's own is smaller.
+const SMALL_BATCH: usize = 16;
 
-/// Batches that a sample has, at least: rates count from the first to the last.
-const BATCHES: usize = 3;
+/// Seconds that extraction of the sample may take, about; training takes as long.
+const EXTRACTION_S: f64 = 2.5;
+
+/// Batches of extraction, at least, so that those that were decoded before the first one was computed are not most of them.
+const BATCHES: usize = 8;
+
+/// Small batches of a sample could lead a network astray, and what is not finite is refused; the time is the same.
+const LEARNING_RATE: f64 = 1e-6;
+
+/// Batches of training, at least.
+const TRAINED: usize = 3;
 
 /// The most images of a sample, and the most rows to be clustered.
 const MOST_IMAGES: usize = 4096;
@@ -69,22 +78,22 @@ impl Site<'_> {
     /// When the images cannot be read, the network does not fit, or a worker fails.
     pub async fn calibrate(&self) -> Result<Calibration, Failure> {
         create_folder(&self.volume.resolve(FOLDER)?)?;
-        let few = self.sample("few", FIRST_LOOK, SMALL_BATCH)?;
+        let few = self.sample("few", FIRST_LOOK, FEW)?;
         let (first_look, _) = self.extract(&few, None, None).await?;
         let [coordinator, extractor_few, clusterer_idle, _] = (self.peaks)();
 
         let wanted = EXTRACTION_S / first_look.cost("images", few.images.len()).each.max(1e-6);
         let wanted = (wanted as usize).clamp(FIRST_LOOK, MOST_IMAGES);
         let batch = (self.spec.batch as usize).min((wanted / BATCHES).max(SMALL_BATCH));
-        let sample = self.sample("sample", wanted.max(BATCHES * batch), batch)?;
+        let sample = self.sample("sample", (wanted / batch).max(BATCHES) * batch, batch)?;
         let (decoding, extracted) = self.extract(&sample, None, None).await?;
         let extractor_at_first = (self.peaks)()[1];
 
         let small = Sample { batch: (batch / 4).max(2), ..sample };
-        let (short, before) = self.train(&small, BATCHES, None).await?;
+        let (short, before) = self.train(&small, TRAINED, None).await?;
         let trainer_small = (self.peaks)()[3];
         let sample = Sample { batch, ..small };
-        let (training, trained) = self.train(&sample, BATCHES.max(sample.images.len() / batch / 2), Some(before)).await?;
+        let (training, trained) = self.train(&sample, TRAINED.max(sample.images.len() / batch / 3), Some(before)).await?;
         let trainer = footprint((small_batch(batch), trainer_small), (batch, (self.peaks)()[3]));
 
         let cache = CachedShard { path: format!("{FOLDER}/sample.pixels"), first_image: 0 };
@@ -146,7 +155,7 @@ impl Site<'_> {
             seed: self.spec.seed,
             batch: sample.batch as u32,
             feature_dtype: FeatureDtype::from(self.spec.feature_dtype).into(),
-            output: output("features.npy"),
+            output: output(if cache.is_none() { "features.npy" } else { "features-again.npy" }),
             digests_output: output("digests.npy"),
             cache_output: if cache.is_none() { output("sample.pixels") } else { String::new() },
             cache,
@@ -173,7 +182,7 @@ impl Site<'_> {
             network: Some(network_of(self.spec, before.and_then(|before| before.checkpoint))),
             seed: self.spec.seed,
             batch: sample.batch as u32,
-            learning_rate: self.spec.learning_rate,
+            learning_rate: LEARNING_RATE,
             momentum: MOMENTUM,
             weight_decay: self.spec.weight_decay,
             reassign: (batches * sample.batch) as f64 / n as f64,

@@ -25,10 +25,12 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Seconds for a unit of a phase in which the call told several times how far it was; 0 where it did not.
+    /// Seconds for a unit of a phase in which the call told several times how far it was; 0 where it did not. The first half
+    /// does not count: what was prepared while the call began is soon used up.
     pub fn each(&self, phase: &str) -> f64 {
-        let mut marks = self.marks.iter().filter(|(name, done, _)| name == phase && *done > 0);
-        match (marks.next(), marks.next_back()) {
+        let marks: Vec<_> = self.marks.iter().filter(|(name, done, _)| name == phase && *done > 0).collect();
+        let from = (marks.len() / 2).min(marks.len().saturating_sub(2));
+        match (marks.get(from), marks.last()) {
             (Some((_, first, then)), Some((_, last, now))) if last > first => (now - then) / (last - first) as f64,
             _ => 0.0,
         }
@@ -161,18 +163,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_count_from_the_first_word_to_the_last() {
+    fn rates_count_from_the_middle_to_the_end() {
         let mark = |phase: &str, done, at| (phase.to_owned(), done, at);
         let marks = vec![
             mark("load", 0, 0.1),
             mark("images", 0, 1.0),
-            mark("images", 10, 3.0),
-            mark("images", 20, 4.0),
-            mark("images", 30, 5.0),
-            mark("write", 30, 5.5),
+            mark("images", 10, 2.9),
+            mark("images", 20, 3.0),
+            mark("images", 30, 4.0),
+            mark("images", 40, 5.0),
+            mark("write", 40, 5.5),
         ];
         let timeline = Timeline { marks, seconds: 6.0 };
-        assert_eq!(timeline.cost("images", 30), Cost { once: 3.0, each: 0.1 });
+        assert_eq!(timeline.cost("images", 40), Cost { once: 2.0, each: 0.1 });
         assert_eq!(timeline.each("load"), 0.0);
         assert_eq!(timeline.cost("write", 3), Cost { once: 0.0, each: 2.0 });
     }
