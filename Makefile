@@ -48,7 +48,7 @@ test-compose: .python/installed
 test-scaling: build
 	tests/scaling.sh
 
-# 200,000 x 4096 features through whitening and k-means under 1.5 GB; minutes, so not part of `test`.
+# 200,000 x 4096 features through whitening and k-means in 1 GB, or ROWS in K; minutes, so not part of `test`.
 test-memory: setup
 	cargo test --release --workspace --test parity memory_stays_bounded -- --ignored --nocapture
 
@@ -57,7 +57,7 @@ test-crops: setup
 	PHOTOS=$(abspath $(PHOTOS)) cargo test --release --workspace --test system crops_of_photographs -- --ignored --nocapture
 
 # Ratios to the ceiling and to the peer, on a machine that does nothing else, half an hour in all:
-#   make bench BENCH_PHOTOS=DIR BENCH_CIFAR=DIR PEER_PYTHON=FILE [BENCH_ONLY=views,clustering,network,epoch]
+#   make bench BENCH_PHOTOS=DIR BENCH_CIFAR=DIR PEER_PYTHON=FILE [BENCH_ONLY=views,clustering,network,epoch,gpu]
 # What is not given is left out.
 bench: build
 	$(foreach name,BENCH_PHOTOS BENCH_CIFAR PEER_PYTHON BENCH_ONLY,$(if $($(name)),$(name)=$($(name)))) \

@@ -147,3 +147,19 @@ fn a_limit_that_is_no_size_is_refused() {
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("--cache-limit 'much' is not a size like 200GB"), "{}", outcome.stderr);
 }
+
+/// The whole folder goes while it is in use: the images are decoded again, and the next epoch keeps them anew.
+#[test]
+fn the_cache_may_be_deleted_at_any_time() {
+    let volume = tempfile::tempdir().unwrap();
+    let mut command = Followed::start(&train_arguments(volume.path()));
+    command.wait_for_phase(0, "cluster");
+    fs::remove_dir_all(volume.path().join("cache")).unwrap();
+    let (events, code) = command.finish();
+    assert_eq!(code, Some(0));
+    // The files of training are read where the cache was; the second epoch decodes each once.
+    assert_eq!(reads(&events)[1], (200, 200), "{:?}", reads(&events));
+    assert_eq!(shards(volume.path()).len(), 4);
+    let epochs = volume.path().join("runs/run-0001/epochs");
+    assert_same(&contents(&finished_run().folder().join("epochs")), &contents(&epochs));
+}

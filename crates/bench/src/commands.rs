@@ -6,20 +6,37 @@ use crate::peer::Peer;
 use crate::table::{Goal, Row};
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Images of a batch in the ceiling's bench.
 const CEILING_BATCH: f64 = 64.0;
+
+/// Which photographs are shown how often.
+pub(crate) struct Shown {
+    /// Their folder.
+    pub(crate) images: PathBuf,
+    /// How many there are in it.
+    pub(crate) n: f64,
+}
+
+impl Shown {
+    /// At least `wanted` photographs, by repeating those of a folder.
+    pub(crate) fn of(photos: &Path, wanted: usize, scratch: &Path) -> Result<Self, String> {
+        let images = scratch.join("photos");
+        let n = repeat(photos, wanted, &images)? as f64;
+        Ok(Self { images, n })
+    }
+}
 
 /// What the phases of some epochs took, in seconds, and what came out of the last.
 #[derive(Default)]
 pub(crate) struct Times {
     nmi: f64,
     loss: f64,
-    extract: f64,
+    pub(crate) extract: f64,
     cluster: f64,
-    train: f64,
+    pub(crate) train: f64,
     /// Extraction of the first epoch, which decodes.
     first_extract: Option<f64>,
 }
@@ -37,7 +54,13 @@ impl Times {
         Ok(())
     }
 
-    fn total(&self) -> f64 {
+    /// Extraction of the first epoch.
+    pub(crate) fn first(&self) -> f64 {
+        self.first_extract.unwrap_or(self.extract)
+    }
+
+    /// Of all phases and epochs.
+    pub(crate) fn total(&self) -> f64 {
         self.extract + self.cluster + self.train
     }
 }
@@ -45,13 +68,12 @@ impl Times {
 /// Extraction and training of photographs as shares of what the bare network does.
 pub(crate) fn against_ceiling(photos: &Path, shown: usize, scratch: &Path, rows: &mut Vec<Row>) -> Result<(), String> {
     parts::bench("deepcluster-network", "ceiling", &[])?;
-    let images = scratch.join("photos");
-    let n = repeat(photos, shown, &images)? as f64;
+    let Shown { images, n } = Shown::of(photos, shown, scratch)?;
     for precision in ["f32", "auto"] {
         let ceiling = |part: &str| Ok::<_, String>(CEILING_BATCH / parts::seconds("ceiling", &format!("{part}/{precision}"))?);
         let flags = ["--image-size=224", "--k=20", "--epochs=2", "--batch=64", &format!("--precision={precision}")];
         let (times, ..) = train(&images, &scratch.join(format!("volume-{precision}")), &flags)?;
-        let first = times.first_extract.unwrap_or(times.extract);
+        let first = times.first();
         for (name, seconds, part, goal) in [
             ("extraction in the first epoch", first, "forward", 0.90),
             ("extraction from the cache", times.extract - first, "forward", 0.95),
@@ -115,7 +137,7 @@ pub(crate) fn whole_epochs(
 }
 
 /// A whole run: what the phases of its epochs took, all of it from the first phase to the last epoch, and its memory.
-fn train(images: &Path, volume: &Path, flags: &[&str]) -> Result<(Times, f64, Peaks), String> {
+pub(crate) fn train(images: &Path, volume: &Path, flags: &[&str]) -> Result<(Times, f64, Peaks), String> {
     eprintln!("bench: deepcluster train {} {}", images.display(), flags.join(" "));
     let program = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("deepcluster");
     let mut command = Command::new(program);

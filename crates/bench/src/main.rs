@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod gpu;
 mod memory;
 mod parts;
 mod peer;
@@ -39,9 +40,13 @@ struct Cli {
         default_value = "views,clustering,network,epoch"
     )]
     only: Vec<What>,
-    /// Photographs that the network is shown, by repeating those that there are
-    #[arg(long, default_value_t = 1200, value_name = "N")]
+    /// Photographs that the network is shown, by repeating those that there are: a shard, so that what comes with each shard
+    /// and epoch has the share that it has in a large run
+    #[arg(long, env = "BENCH_SHOWN", default_value_t = 4000, value_name = "N")]
     shown: usize,
+    /// Where `gpu` computes
+    #[arg(long, env = "BENCH_DEVICE", default_value = "cuda:0", value_name = "DEVICE")]
+    device: String,
     /// Epochs of the small pictures
     #[arg(long, default_value_t = 2, value_name = "N")]
     epochs: usize,
@@ -57,6 +62,8 @@ enum What {
     Network,
     /// A whole epoch of small pictures
     Epoch,
+    /// Three networks with large batches on a GPU, from photographs and from the cache; needs no compiler
+    Gpu,
 }
 
 fn main() -> ExitCode {
@@ -89,6 +96,13 @@ fn run(cli: &Cli) -> Result<(), String> {
     match photos {
         Some(photos) if wanted(What::Network) => commands::against_ceiling(photos, cli.shown, scratch.path(), &mut rows)?,
         None if wanted(What::Network) => left_out("network", "no --photos"),
+        _ => {}
+    }
+    match photos {
+        Some(photos) if wanted(What::Gpu) => {
+            gpu::rows(photos, cli.shown, &cli.device, scratch.path(), peer.as_ref(), &mut rows)?;
+        }
+        None if wanted(What::Gpu) => left_out("gpu", "no --photos"),
         _ => {}
     }
     match &cli.cifar {

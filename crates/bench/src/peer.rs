@@ -33,7 +33,10 @@ impl Peer {
 
     fn script(&self, name: &str) -> Command {
         let mut command = Command::new(&self.0);
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peer").join(name));
+        // Where the programs were built, or below the folder in which they run elsewhere.
+        let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let here = if built.is_dir() { built } else { Path::new("crates/bench") };
+        command.arg(here.join("peer").join(name));
         command
     }
 }

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use tonic::Status;
 use tracing::info;
 
+/// Where whitened points lie that are too many for the memory.
+const POINTS: &str = "points.npy";
+
 /// Label of an image that takes no part.
 const SKIPPED: i32 = -1;
 
@@ -53,13 +56,12 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
         }
     };
     let dims = whitening.dims();
-    let points = whitening.apply(&features, &mut tell).map_err(failed)?;
+    let points = whitening.apply(&features, &output.folder.join(POINTS), &mut tell).map_err(failed)?;
     let (centroids, at_centroids) = match &request.centroids {
         Some(file) => (read_centroids(volume, file, request.k, dims)?, file.clone()),
         None => {
             let seed = kmeans::seed(seeds);
-            let centroids =
-                kmeans::kmeans(&points, dims, request.k, request.iterations, seed, device, &mut tell).map_err(failed)?;
+            let centroids = kmeans::kmeans(&points, request.k, request.iterations, seed, device, &mut tell).map_err(failed)?;
             let shape = [request.k as usize, dims];
             let publish = |path: &Path| npy::publish_f32(path, &shape, &centroids).map_err(|error| volume_status(&error));
             let file = output.publish("centroids.npy", publish)?;
@@ -67,7 +69,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
             (centroids, file)
         }
     };
-    let assigned = kmeans::assign(&points, &centroids, dims, device, &mut tell).map_err(failed)?;
+    let assigned = kmeans::assign(&points, &centroids, device, &mut tell).map_err(failed)?;
     tell("write", 0, 0).map_err(failed)?;
     let objective = assigned.objective();
     let mut labels = vec![SKIPPED; features.n_rows()];
@@ -103,8 +105,8 @@ pub(crate) fn assign(volume: &Volume, request: &AssignRequest, context: &JobCont
     if shape.len() != 2 || shape[0] == 0 || shape[1] != whitening.dims() {
         return Err(FieldError::new("centroids", "do not fit the whitening").into());
     }
-    let points = whitening.apply(&features, &mut tell).map_err(failed)?;
-    let assigned = kmeans::assign(&points, &centroids, whitening.dims(), device, &mut tell).map_err(failed)?;
+    let points = whitening.apply(&features, &output.folder.join(POINTS), &mut tell).map_err(failed)?;
+    let assigned = kmeans::assign(&points, &centroids, device, &mut tell).map_err(failed)?;
     let [labels, distances] = output.labels_and_distances(&assigned.labels, &assigned.distances)?;
     Ok(AssignResult { labels: Some(labels), distances: Some(distances) })
 }

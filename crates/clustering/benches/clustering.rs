@@ -5,7 +5,7 @@
 
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 use deepcluster_clustering::kmeans::{assign, kmeans};
-use deepcluster_clustering::{ClusteringError, Device, Features, Whitening};
+use deepcluster_clustering::{ClusteringError, Device, Features, Points, Whitening};
 use deepcluster_domain::{EpochId, Seeds};
 use deepcluster_volume::npy::{ArrayWriter, ElementType};
 use deepcluster_volume::publish::publish_bytes;
@@ -65,8 +65,8 @@ fn clustering(criterion: &mut Criterion) {
         bencher.iter(|| {
             let features = Features::open(std::slice::from_ref(&file), None).expect("features");
             let whitening = Whitening::fit(&features, 256, Seeds::new(31, EpochId(0)), &mut quiet).expect("a whitening");
-            let points = whitening.apply(&features, &mut quiet).expect("points");
-            kmeans(&points, whitening.dims(), K, ITERATIONS, SEED, Device::Cpu, &mut quiet).expect("centroids")
+            let points = whitening.apply(&features, &folder.join("whitened.npy"), &mut quiet).expect("points");
+            kmeans(&points, K, ITERATIONS, SEED, Device::Cpu, &mut quiet).expect("centroids")
         });
     });
 
@@ -76,11 +76,12 @@ fn clustering(criterion: &mut Criterion) {
         point.iter_mut().for_each(|value| *value /= norm);
     }
     store(&folder.join("points.npy"), &points, 256);
+    let points = Points::of(points, 256);
     let mut centroids = Vec::new();
     group.bench_function("kmeans", |bencher| {
-        bencher.iter(|| centroids = kmeans(&points, 256, K, ITERATIONS, SEED, Device::Cpu, &mut quiet).expect("centroids"));
+        bencher.iter(|| centroids = kmeans(&points, K, ITERATIONS, SEED, Device::Cpu, &mut quiet).expect("centroids"));
     });
-    let objective = assign(&points, &centroids, 256, Device::Cpu, &mut quiet).expect("labels").objective();
+    let objective = assign(&points, &centroids, Device::Cpu, &mut quiet).expect("labels").objective();
     publish_bytes(&folder.join("objective"), objective.to_string().as_bytes()).expect("a file");
     group.finish();
 }

@@ -4,13 +4,10 @@
 //! products say (`nearest`).
 
 use crate::nearest::Nearest;
-use crate::{ClusteringError, Device, Progress};
+use crate::{ClusteringError, Device, Points, Progress};
 use deepcluster_domain::{Purpose, Seeds};
 use rand_mt::Mt;
 use rayon::prelude::*;
-
-/// Points that are looked up between two words of progress.
-const BLOCK: usize = 65_536;
 
 /// By how much faiss pushes the halves of a split cluster apart.
 const NUDGE: f32 = 1.0 / 1024.0;
@@ -39,21 +36,20 @@ pub fn seed(seeds: Seeds) -> u32 {
     (seeds.number(Purpose::KMeans, 0) & 0x7FFF_FFFF) as u32
 }
 
-/// Centroids `[k, dims]` of `points`, `[N, dims]`: Euclidean, every point used, faiss's rule for empty clusters, faiss's
+/// Centroids `[k, dims]` of points: Euclidean, every point used, faiss's rule for empty clusters, faiss's
 /// start for `seed`.
 ///
 /// # Errors
-/// When there are fewer points than clusters, faiss refuses, or `progress` says so.
+/// When there are fewer points than clusters, faiss refuses, the points cannot be read, or `progress` says so.
 pub fn kmeans(
-    points: &[f32],
-    dims: usize,
+    points: &Points,
     k: u32,
     iterations: u32,
     seed: u32,
     device: Device,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<f32>, ClusteringError> {
-    device.with_nearest(dims, |nearest| lloyd(points, dims, k, iterations, seed, nearest, progress))
+    device.with_nearest(points.dims(), |nearest| lloyd(points, k, iterations, seed, nearest, progress))
 }
 
 /// As [`kmeans`], by a given way to find the nearest centroid.
@@ -61,31 +57,37 @@ pub fn kmeans(
 /// # Errors
 /// As there.
 pub fn lloyd(
-    points: &[f32],
-    dims: usize,
+    points: &Points,
     k: u32,
     iterations: u32,
     seed: u32,
     nearest: &mut dyn Nearest,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<f32>, ClusteringError> {
-    let (n, n_clusters) = (points.len() / dims, k as usize);
+    let (n, dims, n_clusters) = (points.n(), points.dims(), k as usize);
     if n_clusters > n {
         return Err(ClusteringError::Unusable(format!("k = {k} is larger than the {n} readable images")));
     }
-    progress("k-means", 0, u64::from(iterations))?;
-    let point = |at: usize| &points[at * dims..(at + 1) * dims];
-    let mut centroids = start(n, n_clusters, seed).into_iter().flat_map(point).copied().collect::<Vec<f32>>();
+    let mut tell = |iteration: u32| progress("k-means", u64::from(iteration), u64::from(iterations));
+    tell(0)?;
+    let mut centroids = points.some(&start(n, n_clusters, seed))?;
     if n_clusters == n {
         return Ok(centroids);
     }
-    let mut assigned = Assigned { labels: vec![0; n], distances: vec![0.0; n] };
+    let (mut labels, mut distances) = (Vec::new(), Vec::new());
     for iteration in 0..iterations {
         nearest.set(&centroids)?;
-        nearest.find(points, &mut assigned.labels, &mut assigned.distances)?;
-        let mut sizes = means(points, dims, &assigned.labels, &mut centroids);
+        let mut sums = Sums { dims, values: vec![0.0; centroids.len()], sizes: vec![0; n_clusters] };
+        points.for_each_block(|_, block| {
+            labels.resize(block.len() / dims, 0);
+            distances.resize(block.len() / dims, 0.0);
+            nearest.find(block, &mut labels, &mut distances)?;
+            sums.add(block, &labels);
+            tell(iteration)
+        })?;
+        let mut sizes = sums.means(&mut centroids);
         split_empty(&mut centroids, &mut sizes, dims, n);
-        progress("k-means", u64::from(iteration) + 1, u64::from(iterations))?;
+        tell(iteration + 1)?;
     }
     Ok(centroids)
 }
@@ -102,35 +104,50 @@ fn start(n: usize, k: usize, seed: u32) -> Vec<usize> {
     permutation
 }
 
-/// Moves every centroid to the mean of its points, which are added in their order, as f32; an empty cluster's stays. How many
-/// points each has.
-fn means(points: &[f32], dims: usize, labels: &[i32], centroids: &mut [f32]) -> Vec<f32> {
-    let mut sizes = vec![0_usize; centroids.len() / dims];
-    for label in labels {
-        sizes[*label as usize] += 1;
-    }
-    // Points in order of their clusters: each cluster is one thread's, whatever their number.
-    let mut next: Vec<usize> = sizes.iter().scan(0, |sum, size| Some(std::mem::replace(sum, *sum + size))).collect();
-    let begins = next.clone();
-    let mut order = vec![0_u32; labels.len()];
-    for (point, label) in (0..).zip(labels) {
-        let slot = &mut next[*label as usize];
-        order[*slot] = point;
-        *slot += 1;
-    }
-    centroids.par_chunks_mut(dims).zip(begins).zip(&sizes).for_each(|((centroid, begin), size)| {
-        if *size == 0 {
-            return;
+/// Sums of the points of each cluster, as f32, added in the order of the points.
+struct Sums {
+    dims: usize,
+    /// `[k, dims]`.
+    values: Vec<f32>,
+    /// How many points each has.
+    sizes: Vec<usize>,
+}
+
+impl Sums {
+    /// Adds further points.
+    fn add(&mut self, points: &[f32], labels: &[i32]) {
+        let mut sizes = vec![0_usize; self.sizes.len()];
+        for label in labels {
+            sizes[*label as usize] += 1;
         }
-        centroid.fill(0.0);
-        for point in &order[begin..begin + size] {
-            let point = &points[*point as usize * dims..][..dims];
-            centroid.iter_mut().zip(point).for_each(|(sum, value)| *sum += value);
+        // Points in order of their clusters: each cluster is one thread's, whatever their number.
+        let mut next: Vec<usize> = sizes.iter().scan(0, |sum, size| Some(std::mem::replace(sum, *sum + size))).collect();
+        let begins = next.clone();
+        let mut order = vec![0_u32; labels.len()];
+        for (point, label) in (0..).zip(labels) {
+            let slot = &mut next[*label as usize];
+            order[*slot] = point;
+            *slot += 1;
         }
-        let norm = 1.0 / *size as f32;
-        centroid.iter_mut().for_each(|value| *value *= norm);
-    });
-    sizes.into_iter().map(|size| size as f32).collect()
+        let dims = self.dims;
+        self.values.par_chunks_mut(dims).zip(begins).zip(&sizes).for_each(|((sum, begin), size)| {
+            for point in &order[begin..begin + size] {
+                let point = &points[*point as usize * dims..][..dims];
+                sum.iter_mut().zip(point).for_each(|(sum, value)| *sum += value);
+            }
+        });
+        self.sizes.iter_mut().zip(sizes).for_each(|(all, more)| *all += more);
+    }
+
+    /// Moves every centroid to the mean of its points; an empty cluster's stays. How many points each has.
+    fn means(self, centroids: &mut [f32]) -> Vec<f32> {
+        let sums = self.values.chunks_exact(self.dims).zip(&self.sizes);
+        for (centroid, (sum, size)) in centroids.chunks_exact_mut(self.dims).zip(sums).filter(|(_, (_, size))| **size > 0) {
+            let norm = 1.0 / *size as f32;
+            centroid.iter_mut().zip(sum).for_each(|(mean, sum)| *mean = sum * norm);
+        }
+        self.sizes.into_iter().map(|size| size as f32).collect()
+    }
 }
 
 /// Gives each empty cluster half of a large one: faiss draws one with a probability that grows with its size, and pushes the
@@ -164,26 +181,22 @@ fn split_empty(centroids: &mut [f32], sizes: &mut [f32], dims: usize, n: usize) 
 /// The nearest centroid of each point, and the squared distance to it.
 ///
 /// # Errors
-/// When faiss refuses, or `progress` says so.
+/// When faiss refuses, the points cannot be read, or `progress` says so.
 pub fn assign(
-    points: &[f32],
+    points: &Points,
     centroids: &[f32],
-    dims: usize,
     device: Device,
     progress: &mut Progress<'_>,
 ) -> Result<Assigned, ClusteringError> {
-    let n = points.len() / dims;
+    let n = points.n();
     let mut assigned = Assigned { labels: vec![0; n], distances: vec![0.0; n] };
-    device.with_nearest(dims, |nearest| {
+    device.with_nearest(points.dims(), |nearest| {
         nearest.set(centroids)?;
-        let blocks = points.chunks(BLOCK * dims).zip(assigned.labels.chunks_mut(BLOCK));
-        let mut n_done = 0;
-        for ((points, labels), distances) in blocks.zip(assigned.distances.chunks_mut(BLOCK)) {
-            nearest.find(points, labels, distances)?;
-            n_done += labels.len();
-            progress("assign", n_done as u64, n as u64)?;
-        }
-        Ok(())
+        points.for_each_block(|first, block| {
+            let end = first + block.len() / points.dims();
+            nearest.find(block, &mut assigned.labels[first..end], &mut assigned.distances[first..end])?;
+            progress("assign", end as u64, n as u64)
+        })
     })?;
     Ok(assigned)
 }

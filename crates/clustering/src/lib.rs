@@ -4,8 +4,8 @@
 //! shards ─► blocks ─► mean, covariance ─► leading eigenvectors ─► whitened rows ─► k-means ─► labels
 //! ```
 //!
-//! Features are never held whole: blocks of them pass by three times. What stays in memory is one covariance matrix
-//! and the whitened rows, `[N, 256]`.
+//! Neither features nor whitened rows are held whole: blocks of them pass by. What stays in memory is one covariance matrix, a
+//! block, and labels.
 #![deny(unsafe_code)]
 
 pub mod device;
@@ -14,12 +14,14 @@ pub mod error;
 pub mod features;
 pub mod kmeans;
 pub mod nearest;
+pub mod points;
 pub mod whitening;
 
 pub use device::Device;
 pub use error::ClusteringError;
 pub use features::Features;
 pub use kmeans::Assigned;
+pub use points::Points;
 pub use whitening::Whitening;
 
 /// Told how far the work has come: phase, done, total. Returning an error stops it.

@@ -2,7 +2,8 @@
 
 use crate::eigen::leading;
 use crate::features::BLOCK_ROWS;
-use crate::{ClusteringError, Features, Progress};
+use crate::points::PointsWriter;
+use crate::{ClusteringError, Features, Points, Progress};
 use deepcluster_domain::Seeds;
 use deepcluster_volume::publish::Digest;
 use deepcluster_volume::tensors::{self, F32Tensor};
@@ -60,32 +61,34 @@ impl Whitening {
         self.dims
     }
 
-    /// Whitens all rows that take part: `[kept, dims]`, each of length 1; a row without any direction stays zero.
+    /// Whitens all rows that take part: `[kept, dims]`, each of length 1; a row without any direction stays zero. They may
+    /// go to `file`.
     ///
     /// # Errors
-    /// When the features have another width, a value is not finite, or `progress` says so.
-    pub fn apply(&self, features: &Features, progress: &mut Progress<'_>) -> Result<Vec<f32>, ClusteringError> {
+    /// When the features have another width, a value is not finite, the file cannot be written, or `progress` says so.
+    pub fn apply(&self, features: &Features, file: &Path, progress: &mut Progress<'_>) -> Result<Points, ClusteringError> {
         if features.width() != self.mean.len() {
             let (is, should) = (features.width(), self.mean.len());
             return Err(ClusteringError::Unusable(format!("features are {is} wide, the whitening is for {should}")));
         }
-        let mut whitened = Vec::with_capacity(features.n_kept() * self.dims);
+        let mut points = PointsWriter::new(features.n_kept(), self.dims, file)?;
+        let (mut whitened, mut n_done) = (Vec::new(), 0);
         let mut centred = Vec::with_capacity(BLOCK_ROWS * features.width());
         let total = features.n_kept() as u64;
         features.for_each_block(|block| {
             let rows = block.rows.len();
             centre(block.values, &self.mean, &mut centred);
-            let start = whitened.len();
-            whitened.resize(start + rows * self.dims, 0.0);
-            let out = &mut whitened[start..];
+            whitened.resize(rows * self.dims, 0.0);
             let x = MatRef::from_row_major_slice(&centred, rows, self.mean.len());
             let projection = MatRef::from_row_major_slice(&self.projection, self.dims, self.mean.len());
-            let y = MatMut::from_row_major_slice_mut(&mut *out, rows, self.dims);
+            let y = MatMut::from_row_major_slice_mut(&mut whitened, rows, self.dims);
             matmul(y, Accum::Replace, x, projection.transpose(), 1.0, Par::rayon(0));
-            out.par_chunks_exact_mut(self.dims).for_each(normalise);
-            progress("project", (whitened.len() / self.dims) as u64, total)
+            whitened.par_chunks_exact_mut(self.dims).for_each(normalise);
+            points.push(&whitened)?;
+            n_done += rows as u64;
+            progress("project", n_done, total)
         })?;
-        Ok(whitened)
+        points.finish()
     }
 
     /// Publishes it as safetensors: `mean` and `projection`.

@@ -6,11 +6,16 @@ use crate::{FeatureDtype, Plan, RunSpec};
 use bytesize::ByteSize;
 use std::str::FromStr;
 
+/// So many whitened points are in memory at a time; more lie on the volume while they are clustered.
+pub const POINTS_IN_MEMORY: usize = 65_536;
+
 /// Bytes that a run's files take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpaceNeeded {
     /// The features of all images, which go once their epoch is committed.
     pub features: u64,
+    /// The whitened points of all images, which go once they are clustered.
+    pub points: u64,
     /// What is kept of an epoch: labels, distances, centroids, whitening, checkpoint.
     pub epoch: u64,
     /// What training saves of itself inside an epoch: beside it lies the next one, or the epoch's checkpoint.
@@ -43,6 +48,7 @@ impl SpaceNeeded {
         let clustering = 4 * (2 * n + k * dims + (dims + 1) * width);
         Self {
             features: n * width * feature_bytes,
+            points: if n_images > POINTS_IN_MEMORY { 4 * n * dims } else { 0 },
             epoch: checkpoint + clustering,
             saved: checkpoint,
             // The new epoch is committed before the oldest one goes.
@@ -52,12 +58,12 @@ impl SpaceNeeded {
 
     /// The most that the whole run takes at a time.
     pub fn whole_run(&self) -> u64 {
-        self.features + self.saved + self.n_epochs * self.epoch
+        self.features + self.points + self.saved + self.n_epochs * self.epoch
     }
 
     /// The most that one epoch takes beside what is already there.
     pub fn one_epoch(&self) -> u64 {
-        self.features + self.saved + self.epoch
+        self.features + self.points + self.saved + self.epoch
     }
 }
 

@@ -1,0 +1,74 @@
+//! Three networks on a GPU. Only whole commands run, so the programs can be brought from another machine:
+//!
+//! ```sh
+//! BENCH_ONLY=gpu BENCH_PHOTOS=DIR PEER_PYTHON=FILE target/release/deepcluster-bench
+//! ```
+
+use crate::commands::{Shown, train};
+use crate::peer::Peer;
+use crate::table::{Goal, Row};
+use std::path::Path;
+
+/// Goals for AlexNet from the cache, in images a second, whatever the batch.
+const EXTRACTION: f64 = 20_000.0;
+const TRAINING: f64 = 10_000.0;
+
+/// How many times as fast as the peer a run is to be.
+const PEER: f64 = 5.0;
+
+/// Rates of each network and batch, and the peer's where it has that network. What does not fit the GPU is left out.
+pub(crate) fn rows(
+    photos: &Path,
+    shown: usize,
+    device: &str,
+    scratch: &Path,
+    peer: Option<&Peer>,
+    rows: &mut Vec<Row>,
+) -> Result<(), String> {
+    let shown = Shown::of(photos, shown, scratch)?;
+    for architecture in ["alexnet", "vgg16", "resnet50"] {
+        for batch in [256, 1024] {
+            if let Err(why) = one(architecture, batch, &shown, device, scratch, peer, rows) {
+                eprintln!("bench: {architecture} with batches of {batch} is left out: {why}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one(
+    architecture: &str,
+    batch: usize,
+    shown: &Shown,
+    device: &str,
+    scratch: &Path,
+    peer: Option<&Peer>,
+    rows: &mut Vec<Row>,
+) -> Result<(), String> {
+    let (architecture_flag, batch_flag) = (format!("--arch={architecture}"), format!("--batch={batch}"));
+    let common = ["--k=100", "--epochs=2", batch_flag.as_str(), architecture_flag.as_str()];
+    let device_flag = format!("--device={device}");
+    let ours = [&common[..], &["--image-size=224", "--precision=bf16", &device_flag]].concat();
+    let (times, ..) = train(&shown.images, &scratch.join(format!("volume-{architecture}-{batch}")), &ours)?;
+    let name = |what: &str| format!("{what}, {architecture}, bf16, batches of {batch}: images a second");
+    let goal = |at_least| if architecture == "alexnet" { Some(Goal::AtLeast(at_least)) } else { None };
+    let mut rate = |what: &str, seconds: f64, goal: Option<Goal>| {
+        let rate = shown.n / seconds;
+        rows.push(goal.map_or_else(|| Row::plain(name(what), rate), |goal| Row::new(name(what), rate, goal)));
+    };
+    rate("extraction from JPEGs", times.first(), None);
+    rate("extraction from the cache", times.extract - times.first(), goal(EXTRACTION));
+    rate("training from the cache", times.train / 2.0, goal(TRAINING));
+    // The peer has no ResNets.
+    let Some(peer) = peer.filter(|_| architecture != "resnet50") else { return Ok(()) };
+    let torch_device = format!("--device={}", device.split(':').next().unwrap_or(device));
+    let options = ["--size=224", "--sobel", "--amp", "--channels-last", "--workers=16", &torch_device];
+    let theirs = peer.epochs(&shown.images, &[&common[..], &options].concat())?;
+    let ratio = theirs.total() / times.total();
+    rows.push(Row::new(
+        format!("whole epochs, {architecture}, batches of {batch}: the peer's time ÷ ours"),
+        ratio,
+        Goal::AtLeast(PEER),
+    ));
+    Ok(())
+}
