@@ -228,7 +228,7 @@ async fn kills_at_random_moments_change_nothing() {
     let run_id = chaos.create(epochs).await;
     let mut n_killed = 0;
     while !chaos.has_ended(&run_id).await {
-        tokio::time::sleep(Duration::from_millis(random.random_range(10..700))).await;
+        tokio::time::sleep(Duration::from_millis(random.random_range(10..400))).await;
         if n_killed < n_kills {
             let kind = *KINDS.choose(&mut random).unwrap();
             let service = chaos.services.get_mut(kind).unwrap();

@@ -44,7 +44,7 @@ fn a_plan_is_made_for_people_and_without_images_too() {
     let out = volume.path().join("not/yet");
     let flags = "--simulate 100000000 --image-size 64 --device cpu --batch 64 --out";
     let said = deepcluster(["plan"].into_iter().chain(flags.split(' ')).chain([text(&out)])).good();
-    for expected in ["100000000 images, k = 10000", "extraction", "trainer", "decoded images", "does not fit"] {
+    for expected in ["100000000 images, k = 10000", "extraction", "trainer", "decoded images", "drawn pictures", "does not fit"] {
         assert!(said.contains(expected), "{said}");
     }
     assert_eq!(std::fs::read_dir(volume.path()).unwrap().count(), 0, "nothing is left");
@@ -81,8 +81,9 @@ fn watch(volume: &Path, enough: &AtomicBool) -> BTreeMap<String, f64> {
 }
 
 /// By which factor each planned number is off, by its name.
-fn errors(images: &Path) -> Vec<(String, f64)> {
-    let planned = plan(images, &[]);
+fn errors(few: &Path, images: &Path) -> Vec<(String, f64)> {
+    let n = std::fs::read_dir(images).unwrap().flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap()).count();
+    let planned = plan(few, &["--simulate", &n.to_string()]);
     let volume = tempfile::tempdir().unwrap();
     let arguments = ["train", text(images), "--out", text(volume.path())].into_iter().chain(FLAGS.split(' '));
     let arguments: Vec<String> = arguments.map(str::to_owned).collect();
@@ -115,12 +116,15 @@ fn errors(images: &Path) -> Vec<(String, f64)> {
 #[test]
 #[ignore = "measures time, so `make test` runs it alone"]
 fn what_is_planned_is_what_happens() {
-    let images = tempfile::tempdir().unwrap();
-    deepcluster(["demo-images", text(images.path()), "--count", "3000", "--size", "64"]).good();
+    let [few, images] = ["500", "4000"].map(|count| {
+        let folder = tempfile::tempdir().unwrap();
+        deepcluster(["demo-images", text(folder.path()), "--count", count, "--size", "64"]).good();
+        folder
+    });
     let off = |(_, factor): &&(String, f64)| !(1.0 / FACTOR..=FACTOR).contains(factor);
     let mut last = Vec::new();
     for _ in 0..3 {
-        let all = errors(images.path());
+        let all = errors(few.path(), images.path());
         println!("planned ÷ measured: {all:.2?}");
         assert!(all.len() >= 9, "{all:?}");
         last = all.iter().filter(off).cloned().collect();

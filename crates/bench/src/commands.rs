@@ -22,8 +22,7 @@ pub(crate) struct Shown {
 
 impl Shown {
     /// At least `wanted` photographs, by repeating those of a folder.
-    pub(crate) fn of(photos: &Path, wanted: usize, scratch: &Path) -> Result<Self, String> {
-        let images = scratch.join("photos");
+    pub(crate) fn of(photos: &Path, wanted: usize, images: PathBuf) -> Result<Self, String> {
         let n = repeat(photos, wanted, &images)? as f64;
         Ok(Self { images, n })
     }
@@ -68,7 +67,7 @@ impl Times {
 /// Extraction and training of photographs as shares of what the bare network does.
 pub(crate) fn against_ceiling(photos: &Path, shown: usize, scratch: &Path, rows: &mut Vec<Row>) -> Result<(), String> {
     parts::bench("deepcluster-network", "ceiling", &[])?;
-    let Shown { images, n } = Shown::of(photos, shown, scratch)?;
+    let Shown { images, n } = Shown::of(photos, shown, scratch.join("photos"))?;
     for precision in ["f32", "auto"] {
         let ceiling = |part: &str| Ok::<_, String>(CEILING_BATCH / parts::seconds("ceiling", &format!("{part}/{precision}"))?);
         let flags = ["--image-size=224", "--k=20", "--epochs=2", "--batch=64", &format!("--precision={precision}")];

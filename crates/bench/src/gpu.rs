@@ -16,7 +16,8 @@ const TRAINING: f64 = 10_000.0;
 /// How many times as fast as the peer a run is to be.
 const PEER: f64 = 5.0;
 
-/// Rates of each network and batch, and the peer's where it has that network. What does not fit the GPU is left out.
+/// Rates of each network and batch, and the peer's where it has that network. What fails, as what does not fit the GPU, is told
+/// and left out.
 pub(crate) fn rows(
     photos: &Path,
     shown: usize,
@@ -25,7 +26,7 @@ pub(crate) fn rows(
     peer: Option<&Peer>,
     rows: &mut Vec<Row>,
 ) -> Result<(), String> {
-    let shown = Shown::of(photos, shown, scratch)?;
+    let shown = Shown::of(photos, shown, scratch.join("photos-gpu"))?;
     for architecture in ["alexnet", "vgg16", "resnet50"] {
         for batch in [256, 1024] {
             if let Err(why) = one(architecture, batch, &shown, device, scratch, peer, rows) {
@@ -49,7 +50,10 @@ fn one(
     let common = ["--k=100", "--epochs=2", batch_flag.as_str(), architecture_flag.as_str()];
     let device_flag = format!("--device={device}");
     let ours = [&common[..], &["--image-size=224", "--precision=bf16", &device_flag]].concat();
-    let (times, ..) = train(&shown.images, &scratch.join(format!("volume-{architecture}-{batch}")), &ours)?;
+    let volume = scratch.join("volume-gpu");
+    let trained = train(&shown.images, &volume, &ours);
+    std::fs::remove_dir_all(&volume).map_err(|error| format!("{}: {error}", volume.display()))?;
+    let (times, ..) = trained?;
     let name = |what: &str| format!("{what}, {architecture}, bf16, batches of {batch}: images a second");
     let goal = |at_least| if architecture == "alexnet" { Some(Goal::AtLeast(at_least)) } else { None };
     let mut rate = |what: &str, seconds: f64, goal: Option<Goal>| {
@@ -61,8 +65,7 @@ fn one(
     rate("training from the cache", times.train / 2.0, goal(TRAINING));
     // The peer has no ResNets.
     let Some(peer) = peer.filter(|_| architecture != "resnet50") else { return Ok(()) };
-    let torch_device = format!("--device={}", device.split(':').next().unwrap_or(device));
-    let options = ["--size=224", "--sobel", "--amp", "--channels-last", "--workers=16", &torch_device];
+    let options = ["--size=224", "--sobel", "--amp", "--channels-last", "--workers=16", &device_flag];
     let theirs = peer.epochs(&shown.images, &[&common[..], &options].concat())?;
     let ratio = theirs.total() / times.total();
     rows.push(Row::new(

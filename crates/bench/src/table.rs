@@ -1,6 +1,7 @@
 //! The table of what was measured.
 
 use std::fs;
+use std::process::Command;
 
 /// What a value should be.
 #[derive(Clone, Copy)]
@@ -55,5 +56,9 @@ fn machine() -> String {
     let has = |flag: &str| field("flags").split(' ').any(|one| one == flag);
     let sets: Vec<&str> = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"].into_iter().filter(|flag| has(flag)).collect();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{cores} cores of {} ({})", field("model name"), sets.join(", "))
+    let gpu = Command::new("nvidia-smi").args(["--query-gpu=name", "--format=csv,noheader"]).output();
+    let gpu =
+        gpu.ok().filter(|output| output.status.success()).map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let gpu = gpu.map(|names| format!(", {}", names.trim().replace('\n', ", "))).unwrap_or_default();
+    format!("{cores} cores of {} ({}){gpu}", field("model name"), sets.join(", "))
 }

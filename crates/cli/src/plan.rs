@@ -16,13 +16,14 @@ use deepcluster_images::find_images;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::{Volume, space};
 use forecast::{Forecast, Seconds, Task};
-use indicatif::HumanDuration;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Drawn pictures that stand for those that are not there.
 const DRAWN: u32 = 1000;
+
+/// Their side in pixels, which makes them as large as photographs of ImageNet.
+const DRAWN_SIDE: u32 = 432;
 
 /// What to plan.
 #[derive(clap::Args)]
@@ -34,8 +35,8 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=10_000_000_000))]
     simulate: Option<u64>,
     /// Where the volume will be; what is free there counts, and what is measured lies there meanwhile
-    #[arg(long, value_name = "VOLUME")]
-    out: Option<PathBuf>,
+    #[arg(long, value_name = "VOLUME", default_value = ".")]
+    out: PathBuf,
 }
 
 impl PlanArgs {
@@ -47,8 +48,7 @@ impl PlanArgs {
         services.check()?;
         // The volume may be yet to be made.
         let nearest = |out: PathBuf| out.ancestors().find(|folder| folder.is_dir()).map(Path::to_owned);
-        let out = self.out.as_deref().and_then(|out| std::path::absolute(out).ok());
-        let parent = out.and_then(nearest).unwrap_or_else(std::env::temp_dir);
+        let parent = std::path::absolute(&self.out).ok().and_then(nearest).unwrap_or_else(|| PathBuf::from("/"));
         let scratch = tempfile::Builder::new().prefix(".deepcluster-plan-").tempdir_in(&parent);
         let scratch = scratch.map_err(|error| Failure::usage(format!("{}: {error}", parent.display())))?;
         let folder = match &self.images {
@@ -61,17 +61,24 @@ impl PlanArgs {
         let readable = images.iter().filter(|image| image.skipped.is_none()).count() as u64;
         let n = self.simulate.unwrap_or(readable);
         let k = spec.k.resolve(n as usize).map_err(|error| Failure::usage(error.to_string()))?;
-        let free = space::available(&parent)?;
+        // Decoded images of earlier runs make room when it is needed.
+        let free = space::available(&parent)? + space::used(&Volume::new(&self.out).caches());
         let cache_limit = services.cache_limit()?;
-        let measured = measure(&scratch.path().join("volume"), &spec, &images, k, services).await?;
         let task = Task { spec: &spec, n, k, extractors: services.extractors(), cache_limit, free };
+        let measured = measure(&scratch.path().join("volume"), task, &images, services).await?;
         let forecast = Forecast::of(task, &measured);
-        if json { say(to_json(task, &forecast)) } else { report(task, &forecast) }
+        if json {
+            return say(to_json(task, &forecast));
+        }
+        if self.images.is_none() {
+            say(format!("measured on {DRAWN} drawn pictures; name a folder to measure photographs"))?;
+        }
+        report(task, &forecast, &parent)
     }
 }
 
 fn draw(folder: &Path) -> Result<PathBuf, Failure> {
-    let demo = DemoImages { count: DRAWN, size: 256, seed: 1 };
+    let demo = DemoImages { count: DRAWN, size: DRAWN_SIDE, seed: 1 };
     demo.write(folder).map_err(|error| Failure::usage(error.to_string()))?;
     Ok(folder.to_owned())
 }
@@ -79,9 +86,8 @@ fn draw(folder: &Path) -> Result<PathBuf, Failure> {
 /// Starts the services on a volume of their own and lets them work on a sample.
 async fn measure(
     volume: &Path,
-    spec: &RunSpec,
+    Task { spec, n, k, .. }: Task<'_>,
     images: &[ImageEntry],
-    k: u32,
     services: &ServicesArgs,
 ) -> Result<forecast::Calibration, Failure> {
     let stack = Stack::start(volume, services)?;
@@ -91,11 +97,11 @@ async fn measure(
     let pids = found.each_ref().map(|(_, pid)| *pid);
     let calls = Calls::to(&found[1].0, &found[2].0, &found[3].0)?;
     let peaks = move || pids.map(|pid| deepcluster_service::memory::peak_resident(pid).unwrap_or(0));
-    let site = Site { calls, volume: Volume::new(volume), spec, images, k, peaks: &peaks };
+    let site = Site { calls, volume: Volume::new(volume), spec, images, n, k, peaks: &peaks };
     while_alive(stack, "", site.calibrate()).await
 }
 
-fn report(task: Task<'_>, forecast: &Forecast) -> Result<(), Failure> {
+fn report(task: Task<'_>, forecast: &Forecast, at: &Path) -> Result<(), Failure> {
     let Task { spec, n, k, .. } = task;
     let (first, later, all) = (forecast.first, forecast.later, forecast.whole_run(spec.epochs));
     say(format!("{n} images, k = {k}, {} at {} pixels, {} epochs", spec.architecture, spec.image_size, spec.epochs))?;
@@ -104,14 +110,18 @@ fn report(task: Task<'_>, forecast: &Forecast) -> Result<(), Failure> {
         let [first_s, later_s, all_s] = [first.1, later.1, all.1].map(duration);
         say(format!("{:14} {first_s:>14} {later_s:>14} {all_s:>14}", first.0))?;
     }
-    say("\nmemory, at the peak")?;
+    say("\nmemory of each process at its peak, without that of GPUs")?;
     for (service, bytes) in forecast.memory {
         say(format!("{service:14} {:>14}", human(bytes)))?;
     }
     let space = forecast.space;
-    say(format!("\nroom on the volume, of which {} are free", human(task.free)))?;
+    say(format!("\nroom on the volume; {} are free at {}", human(task.free), at.display()))?;
     say(format!("{:14} {:>14}  at the most", "the run", human(space.whole_run())))?;
     say(format!("{:14} {:>14}  gone when the epoch is committed", "- features", human(space.features)))?;
+    if space.points > 0 {
+        say(format!("{:14} {:>14}  gone when it is clustered", "- whitened", human(space.points)))?;
+    }
+    say(format!("{:14} {:>14}  in the middle of an epoch", "- training", human(space.saved)))?;
     say(format!("{:14} {:>14}  {} at a time", "- an epoch", human(space.epoch), space.n_epochs))?;
     let kept = match forecast.kept {
         share if share >= 1.0 => "all are kept".to_owned(),
@@ -131,6 +141,7 @@ fn to_json(task: Task<'_>, forecast: &Forecast) -> Value {
         "images": task.n,
         "k": task.k,
         "epochs": task.spec.epochs,
+        "extractors": task.extractors,
         "first_epoch": seconds(forecast.first),
         "later_epochs": seconds(forecast.later),
         "whole_run": seconds(forecast.whole_run(task.spec.epochs)),
@@ -138,7 +149,10 @@ fn to_json(task: Task<'_>, forecast: &Forecast) -> Value {
         "volume": {
             "free": task.free,
             "whole_run": space.whole_run(),
+            "fits": space.whole_run() <= task.free,
             "features": space.features,
+            "whitened": space.points,
+            "training": space.saved,
             "epoch": space.epoch,
             "epochs_at_a_time": space.n_epochs,
             "decoded_images": forecast.cache,
@@ -147,10 +161,25 @@ fn to_json(task: Task<'_>, forecast: &Forecast) -> Value {
     })
 }
 
-/// "3.2 s", "4 minutes", "2 days".
+/// "3.2 s", "4 min 10 s", "2 d 3 h".
 fn duration(seconds: f64) -> String {
+    let whole = |unit: f64| (seconds / unit) as u64;
+    let two = |large: u64, large_unit: &str, small: u64, small_unit: &str| format!("{large} {large_unit} {small} {small_unit}");
     match seconds {
         under if under < 100.0 => format!("{under:.1} s"),
-        _ => HumanDuration(Duration::from_secs_f64(seconds)).to_string(),
+        under if under < 3600.0 => two(whole(60.0), "min", whole(1.0) % 60, "s"),
+        under if under < 86_400.0 => two(whole(3600.0), "h", whole(60.0) % 60, "min"),
+        _ => two(whole(86_400.0), "d", whole(3600.0) % 24, "h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_two_units() {
+        let said = [3.24, 250.0, 3700.0, 183_600.0].map(duration);
+        assert_eq!(said, ["3.2 s", "4 min 10 s", "1 h 1 min", "2 d 3 h"]);
     }
 }

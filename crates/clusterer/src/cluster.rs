@@ -7,7 +7,7 @@ use deepcluster_proto::v1::{AssignRequest, AssignResult, ClusterRequest, Cluster
 use deepcluster_proto::{FieldError, device_choice};
 use deepcluster_service::JobContext;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
-use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::image_list;
 use deepcluster_volume::publish::Digest;
 use deepcluster_volume::{Volume, VolumeError, npy};
 use metrics::gauge;
@@ -38,9 +38,12 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
     let device = Device::find(device_choice(&request.device)?);
     let list = requests::verified(volume, "images", request.images.as_ref())?;
     let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
-    let features = open(volume, &request.features, Some(entries.iter().map(|entry| entry.skipped.is_none()).collect()))?;
+    let kept = entries.iter().map(|entry| entry.skipped.is_none()).collect();
+    // Many images have long names; they are read again should one have to be named.
+    drop(entries);
+    let features = open(volume, &request.features, Some(kept))?;
     let seeds = Seeds::new(request.seed, EpochId(request.epoch));
-    let failed = |error| status(error, &entries);
+    let failed = |error| status(error, Some(&list));
     let mut tell = teller(context);
 
     let (whitening, whiten) = match &request.whiten {
@@ -99,7 +102,7 @@ pub(crate) fn assign(volume: &Volume, request: &AssignRequest, context: &JobCont
     let centroids = requests::verified(volume, "centroids", request.centroids.as_ref())?;
     let features = open(volume, &request.features, None)?;
     let mut tell = teller(context);
-    let failed = |error| status(error, &[]);
+    let failed = |error| status(error, None);
     let whitening = Whitening::read(&whiten).map_err(failed)?;
     let (shape, centroids) = npy::read_f32(&centroids).map_err(|error| volume_status(&error))?;
     if shape.len() != 2 || shape[0] == 0 || shape[1] != whitening.dims() {
@@ -145,7 +148,7 @@ fn read_centroids(volume: &Volume, file: &File, k: u32, dims: usize) -> Result<V
 
 fn open(volume: &Volume, files: &[File], kept: Option<Vec<bool>>) -> Result<Features, Status> {
     let paths = files.iter().map(|file| requests::verified(volume, "features", Some(file))).collect::<Result<Vec<_>, _>>()?;
-    Features::open(&paths, kept).map_err(|error| status(error, &[]))
+    Features::open(&paths, kept).map_err(|error| status(error, None))
 }
 
 fn teller<S>(context: &JobContext<S>) -> impl FnMut(&str, u64, u64) -> Result<(), ClusteringError> + '_ {
@@ -155,10 +158,11 @@ fn teller<S>(context: &JobContext<S>) -> impl FnMut(&str, u64, u64) -> Result<()
     }
 }
 
-fn status(error: ClusteringError, entries: &[ImageEntry]) -> Status {
+fn status(error: ClusteringError, list: Option<&Path>) -> Status {
     match &error {
         ClusteringError::NotFinite { row } => {
-            let name = entries.get(*row).map(|entry| format!(" ('{}')", entry.as_path().display()));
+            let entry = list.and_then(|list| image_list::read(list).ok()?.into_iter().nth(*row));
+            let name = entry.map(|entry| format!(" ('{}')", entry.as_path().display()));
             let name = name.unwrap_or_default();
             Status::invalid_argument(format!("{error}{name}; try --feature-dtype f32 or a lower learning rate"))
         }

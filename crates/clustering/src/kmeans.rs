@@ -68,14 +68,15 @@ pub fn lloyd(
     if n_clusters > n {
         return Err(ClusteringError::Unusable(format!("k = {k} is larger than the {n} readable images")));
     }
-    let mut tell = |iteration: u32| progress("k-means", u64::from(iteration), u64::from(iterations));
-    tell(0)?;
+    // An iteration over many points takes long: each block of them is told.
+    let (mut n_done, total) = (0, u64::from(iterations) * points.n_blocks() as u64);
+    progress("k-means", n_done, total)?;
     let mut centroids = points.some(&start(n, n_clusters, seed))?;
     if n_clusters == n {
         return Ok(centroids);
     }
     let (mut labels, mut distances) = (Vec::new(), Vec::new());
-    for iteration in 0..iterations {
+    for _ in 0..iterations {
         nearest.set(&centroids)?;
         let mut sums = Sums { dims, values: vec![0.0; centroids.len()], sizes: vec![0; n_clusters] };
         points.for_each_block(|_, block| {
@@ -83,11 +84,11 @@ pub fn lloyd(
             distances.resize(block.len() / dims, 0.0);
             nearest.find(block, &mut labels, &mut distances)?;
             sums.add(block, &labels);
-            tell(iteration)
+            n_done += 1;
+            progress("k-means", n_done, total)
         })?;
         let mut sizes = sums.means(&mut centroids);
         split_empty(&mut centroids, &mut sizes, dims, n);
-        tell(iteration + 1)?;
     }
     Ok(centroids)
 }

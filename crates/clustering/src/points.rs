@@ -40,6 +40,11 @@ impl Points {
         self.n
     }
 
+    /// How many blocks there are.
+    pub fn n_blocks(&self) -> usize {
+        self.n.div_ceil(BLOCK)
+    }
+
     /// Shows every block of points, in order: the number of its first point, and its points `[block, dims]`.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, File, P
 use deepcluster_service::JobContext;
 use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
-use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::npy::{self, ArrayWriter};
 use deepcluster_volume::pixels::PixelsWriter;
 use metrics::counter;
@@ -30,8 +30,7 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     }
     let images = request.images.as_ref().ok_or_else(|| FieldError::new("images", "is missing"))?;
     let folder = requests::images_folder(&place.images, &images.root)?;
-    let list = requests::verified(&place.volume, "images.list", images.list.as_ref())?;
-    let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
+    let entries = place.list(images.list.as_ref())?;
     let shard = shard_of(&entries, request)?;
     let still_there = || check_there(&folder, &entries).map_err(|error| FieldError::new("images", error));
     still_there()?;

@@ -9,23 +9,41 @@ mod extract;
 
 use deepcluster_network::check_libtorch;
 use deepcluster_proto::v1::extractor_server::{Extractor as ExtractorRpc, ExtractorServer};
-use deepcluster_proto::v1::{ExtractRequest, ExtractResponse, extract_response};
+use deepcluster_proto::v1::{ExtractRequest, ExtractResponse, File, extract_response};
 use deepcluster_service::jobs::Updates;
+use deepcluster_service::requests::{self, volume_status};
 use deepcluster_service::{Config, Jobs, Service, Update};
 use deepcluster_volume::Volume;
+use deepcluster_volume::image_list::{self, ImageEntry};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Response, Status};
 use tracing::info_span;
 
 /// What an extractor needs to know of its machine.
-#[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) volume: Volume,
     pub(crate) images: PathBuf,
     pub(crate) threads: usize,
+    /// The list of images that was last asked for, by its BLAKE3: a run asks for many shards of the same.
+    list: Mutex<Option<(String, Arc<Vec<ImageEntry>>)>>,
+}
+
+impl Place {
+    /// The images of a list, which is verified and read unless the last call has had the same.
+    pub(crate) fn list(&self, list: Option<&File>) -> Result<Arc<Vec<ImageEntry>>, Status> {
+        let record = requests::record_of("images.list", list)?;
+        let mut last = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, images)) = last.as_ref().filter(|(blake3, _)| *blake3 == record.blake3) {
+            return Ok(Arc::clone(images));
+        }
+        let path = requests::verified(&self.volume, "images.list", list)?;
+        let images = Arc::new(image_list::read(&path).map_err(|error| volume_status(&error))?);
+        *last = Some((record.blake3, Arc::clone(&images)));
+        Ok(images)
+    }
 }
 
 /// The service.
@@ -36,7 +54,8 @@ pub struct Extractor {
 impl Extractor {
     /// An extractor on this volume and these images.
     pub fn new(config: &Config) -> Self {
-        let place = Place { volume: Volume::new(&config.volume), images: config.images.clone(), threads: config.threads };
+        let (volume, images) = (Volume::new(&config.volume), config.images.clone());
+        let place = Place { volume, images, threads: config.threads, list: Mutex::default() };
         Self { place: Arc::new(place) }
     }
 }

@@ -43,8 +43,7 @@ pub struct Network {
     pub runtime: Runtime,
     /// Weights and batch-norm statistics, without the top layer.
     pub tensors: Tensors,
-    of_bytes: Front,
-    of_normalised: Front,
+    front: Front,
 }
 
 impl Network {
@@ -70,9 +69,8 @@ impl Network {
             .into_iter()
             .map(|(name, tensor)| Ok((name, channels_last(&tensor)?)))
             .collect::<Result<Tensors, NetworkError>>()?;
-        let front = |values| Front::new(&plan, values, runtime.device);
-        let (of_bytes, of_normalised) = (front(Values::Bytes)?, front(Values::Normalised)?);
-        Ok(Self { plan, runtime, tensors, of_bytes, of_normalised })
+        let front = Front::new(&plan, Values::Bytes, runtime.device)?;
+        Ok(Self { plan, runtime, tensors, front })
     }
 
     /// Embeddings of a batch of RGB bytes `[n, size, size, 3]` in eval mode: f32 `[n, embedding]` in C order, before any
@@ -103,12 +101,12 @@ impl Network {
     /// # Errors
     /// When libtorch is out of memory.
     pub fn seen_of_normalised(&self, images: &Tensor) -> Result<Tensor, NetworkError> {
-        self.of_normalised.apply(images, self.runtime.kind)
+        Front::new(&self.plan, Values::Normalised, self.runtime.device)?.apply(images, self.runtime.kind)
     }
 
     /// The same from RGB bytes `[n, size, size, 3]`.
     pub(crate) fn seen(&self, pixels: &[u8]) -> Result<Tensor, NetworkError> {
-        self.of_bytes.apply(&self.runtime.images(pixels, self.plan.image_size)?, self.runtime.kind)
+        self.front.apply(&self.runtime.images(pixels, self.plan.image_size)?, self.runtime.kind)
     }
 
     /// From the input of the first layer to embeddings in f32.

@@ -2,7 +2,7 @@
 //!
 //! glibc gives large blocks back as soon as they are freed. Activations and gradients are such blocks, freed and wanted again
 //! in every batch; each time, the kernel would hand them out and fill them with zeros page by page. That takes a seventh of a
-//! training step of AlexNet (`bench/BENCHMARKS.md`).
+//! training step of AlexNet (`crates/bench/BENCHMARKS.md`).
 #![cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "malloc is told by a function of C"))]
 
 /// Makes malloc keep what it has, for all threads. To be called before a process has any others: those would already have

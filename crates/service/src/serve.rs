@@ -3,6 +3,7 @@
 use crate::door::Door;
 use crate::tls::ServerTls;
 use crate::{Config, metrics, telemetry};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::net::TcpListener;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,6 +48,16 @@ pub trait Service: Send + 'static {
     fn warm_up(&mut self) -> impl Future<Output = Result<(), String>> + Send;
 }
 
+/// Raises the number of open files to what the machine allows: each shard of features or decoded images is one.
+fn allow_many_files() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        warn!(%error, "no more than {soft} files can be open");
+    }
+}
+
 /// Runs a service until SIGTERM or SIGINT, then drains.
 ///
 /// # Errors
@@ -55,6 +66,7 @@ pub fn run<S: Service>(config: &Config, service: S) -> Result<(), ServeError> {
     if let Some(parent) = config.die_with_parent {
         die_with_parent(parent)?;
     }
+    allow_many_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // Computing happens on threads of its own; these only pass messages.
         .worker_threads(2)

@@ -58,6 +58,8 @@ pub struct Site<'a> {
     pub spec: &'a RunSpec,
     /// The images, of which some are taken.
     pub images: &'a [ImageEntry],
+    /// Number of images of the run, which may be more.
+    pub n: u64,
     /// Number of clusters of the run.
     pub k: u32,
     /// Peaks of the memory of coordinator, extractor, clusterer and trainer until now, in bytes.
@@ -83,14 +85,17 @@ impl Site<'_> {
         let [coordinator, extractor_few, clusterer_idle, _] = (self.peaks)();
 
         let wanted = EXTRACTION_S / first_look.cost("images", few.images.len()).each.max(1e-6);
-        let wanted = (wanted as usize).clamp(FIRST_LOOK, MOST_IMAGES);
+        let readable = self.images.iter().filter(|image| image.skipped.is_none()).count();
+        let wanted = (wanted as usize).clamp(FIRST_LOOK, MOST_IMAGES).min(readable);
         let batch = (self.spec.batch as usize).min((wanted / BATCHES).max(SMALL_BATCH));
         let sample = self.sample("sample", (wanted / batch).max(BATCHES) * batch, batch)?;
         let (decoding, extracted) = self.extract(&sample, None, None).await?;
         let extractor_at_first = (self.peaks)()[1];
 
-        let small = Sample { batch: (batch / 4).max(2), ..sample };
-        let (short, before) = self.train(&small, TRAINED, None).await?;
+        // Only for its checkpoint: reading one takes memory, which is not to be taken for that of a larger batch.
+        let (_, first) = self.train(&few, 1, None).await?;
+        let small = Sample { batch: small_batch(batch), ..sample };
+        let (short, before) = self.train(&small, TRAINED, Some(first)).await?;
         let trainer_small = (self.peaks)()[3];
         let sample = Sample { batch, ..small };
         let (training, trained) = self.train(&sample, TRAINED.max(sample.images.len() / batch / 3), Some(before)).await?;
@@ -173,7 +178,7 @@ impl Site<'_> {
         let n = sample.images.len();
         let labels: Vec<i32> = (0..n as i32).map(|image| image % self.k as i32).collect();
         let labels = self.publish("labels.npy", |path| npy::publish_i32(path, &labels))?;
-        let output = if before.is_none() { "before.safetensors" } else { "checkpoint.safetensors" };
+        let output = format!("{FOLDER}/{batches}-{}.safetensors", sample.batch);
         let request = TrainRequest {
             run_id: "run-0001".to_owned(),
             images: Some(sample.list.clone()),
@@ -186,7 +191,7 @@ impl Site<'_> {
             momentum: MOMENTUM,
             weight_decay: self.spec.weight_decay,
             reassign: (batches * sample.batch) as f64 / n as f64,
-            output: format!("{FOLDER}/{output}"),
+            output,
             cache: vec![CachedShard { path: format!("{FOLDER}/sample.pixels"), first_image: 0 }],
             ..TrainRequest::default()
         };
@@ -195,8 +200,8 @@ impl Site<'_> {
 
     /// What whitening takes, and what a row, a centroid and an iteration of k-means take.
     async fn cluster(&self, extracted: &ExtractResult, n_images: usize) -> Result<(Cost, f64), Failure> {
-        let n = self.images.len().min(MOST_ROWS).max(n_images);
-        let k = self.k.min((n / 3).max(1) as u32);
+        let n = (self.n as usize).min(MOST_ROWS).max(n_images);
+        let k = if n as u64 == self.n { self.k } else { self.k.min((n / 3) as u32) };
         let features = self.mix_features(extracted, n)?;
         let row = |index| ImageEntry { path: format!("{index}").into_bytes(), bytes: 1, width: 1, height: 1, skipped: None };
         let (csv, _) =

@@ -5,11 +5,14 @@ use deepcluster_domain::geometry::embedding_width;
 use deepcluster_domain::space::{CacheLimit, POINTS_IN_MEMORY, SpaceNeeded};
 use deepcluster_domain::spec::KMEANS_ITERATIONS;
 
-/// What the run's list of images takes of the memory of a process, per image, in bytes: path, size, state, digest.
-const LISTED: u64 = 200;
+/// What the run's list of images takes of the memory of a process, per image, in bytes: path, size, state.
+const LISTED: u64 = 150;
+
+/// What the trainer has of each image beside: label, digest, place in the order, place in the cache.
+const TRAINED: u64 = 100;
 
 /// What a run takes of the coordinator's memory beside its list, in bytes: records, scores, events and who follows them.
-const COORDINATED: u64 = 4 << 20;
+const COORDINATED: u64 = 12 << 20;
 
 /// Rows of features that the clusterer has in memory at a time, in f32 and centred.
 const BLOCK_ROWS: u64 = 2048;
@@ -174,14 +177,14 @@ fn memory(task: Task<'_>, measured: &Calibration) -> [(&'static str, u64); 4] {
     let dims = u64::from(task.spec.pca).min(width);
     let (idle, peak) = measured.clusterer;
     let in_memory = task.n.min(POINTS_IN_MEMORY as u64);
-    // Labels and distances of all images, read once more when they are published.
+    // Labels and distances, of the images that take part and of all.
     let labels = 16 * task.n;
     let points = labels + 4 * (in_memory * dims + 2 * BLOCK_ROWS * width + dims * width + 4 * u64::from(task.k) * dims);
     [
         ("coordinator", measured.coordinator + COORDINATED + listed),
         ("extractor", of_batch(measured.extractor) + listed),
         ("clusterer", peak.max(idle + points) + listed),
-        ("trainer", of_batch(measured.trainer) + listed),
+        ("trainer", of_batch(measured.trainer) + listed + TRAINED * task.n),
     ]
 }
 
@@ -239,7 +242,8 @@ mod tests {
         let memory = |n: u64| Forecast::of(task(&spec, n), &measured()).memory.map(|(_, bytes)| bytes);
         let (few, many) = (memory(10_000), memory(1_000_000));
         let grown = LISTED * 990_000;
-        assert_eq!([many[0] - few[0], many[1] - few[1], many[3] - few[3]], [grown; 3]);
+        assert_eq!([many[0] - few[0], many[1] - few[1]], [grown; 2]);
+        assert_eq!(many[3] - few[3], grown + TRAINED * 990_000);
         assert_eq!(few[2], (800 << 20) + LISTED * 10_000, "the matrices of the whitening are the most");
         assert_eq!(many[2] - few[2], grown, "whitened points lie in a file");
     }
