@@ -1,17 +1,26 @@
 //! Three networks on a GPU. Only whole commands run, so the programs can be brought from another machine:
 //!
 //! ```sh
-//! BENCH_ONLY=gpu BENCH_PHOTOS=DIR PEER_PYTHON=FILE target/release/deepcluster-bench
+//! BENCH_ONLY=gpu BENCH_PHOTOS=DIR PEER_PYTHON=FILE BENCH_CLUSTERING=FILE target/release/deepcluster-bench
 //! ```
+//!
+//! The last one is the test program `parity` of the clustering crate, built with its feature `gpu`.
 
-use crate::commands::{Shown, train};
+use crate::commands::{Shown, output_of, train};
 use crate::peer::Peer;
 use crate::table::{Goal, Row};
 use std::path::Path;
+use std::process::Command;
 
 /// Goals for AlexNet from the cache, in images a second, whatever the batch.
 const EXTRACTION: f64 = 20_000.0;
 const TRAINING: f64 = 10_000.0;
+
+/// Rows and clusters of the clustering, those of ImageNet, and seconds that PCA and k-means may take.
+const ROWS: &str = "1281167";
+const K: &str = "10000";
+const PCA_S: f64 = 5.0;
+const KMEANS_S: f64 = 10.0;
 
 /// How many times as fast as the peer a run is to be.
 const PEER: f64 = 5.0;
@@ -33,6 +42,22 @@ pub(crate) fn rows(
                 eprintln!("bench: {architecture} with batches of {batch} is left out: {why}");
             }
         }
+    }
+    Ok(())
+}
+
+/// PCA and k-means of generated features, by a program that says "PCA: 4.5 s, 210 GFLOP/s" of each.
+pub(crate) fn clustering(program: &Path, rows: &mut Vec<Row>) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.args(["memory_stays_bounded", "--ignored", "--nocapture"]).env("ROWS", ROWS).env("K", K);
+    let said = output_of(&mut command)?;
+    for (part, goal) in [("PCA", PCA_S), ("k-means", KMEANS_S)] {
+        let line = said.lines().find_map(|line| line.strip_prefix(part)).unwrap_or_default();
+        let numbers: Vec<f64> = line.split([' ', ':']).filter_map(|word| word.parse().ok()).collect();
+        let [seconds, rate] = numbers[..] else { return Err(format!("{}: no word of {part}", program.display())) };
+        let name = format!("{part} of {ROWS} × 4096 → 256, k = {K}");
+        rows.push(Row::new(format!("{name}: seconds"), seconds, Goal::AtMost(goal)));
+        rows.push(Row::plain(format!("{name}: GFLOP/s"), rate));
     }
     Ok(())
 }

@@ -44,6 +44,9 @@ struct Cli {
     /// and epoch has the share that it has in a large run
     #[arg(long, env = "BENCH_SHOWN", default_value_t = 4000, value_name = "N")]
     shown: usize,
+    /// The clustering crate's test program `parity`, which `gpu` lets cluster 1.28 million rows
+    #[arg(long, env = "BENCH_CLUSTERING", value_name = "FILE")]
+    clustering: Option<PathBuf>,
     /// Where `gpu` computes
     #[arg(long, env = "BENCH_DEVICE", default_value = "cuda:0", value_name = "DEVICE")]
     device: String,
@@ -103,6 +106,11 @@ fn run(cli: &Cli) -> Result<(), String> {
             gpu::rows(photos, cli.shown, &cli.device, scratch.path(), peer.as_ref(), &mut rows)?;
         }
         None if wanted(What::Gpu) => left_out("gpu", "no --photos"),
+        _ => {}
+    }
+    match &cli.clustering {
+        Some(program) if wanted(What::Gpu) => gpu::clustering(program, &mut rows)?,
+        None if wanted(What::Gpu) => left_out("clustering on a GPU", "no --clustering"),
         _ => {}
     }
     match &cli.cifar {
