@@ -49,7 +49,8 @@ impl Times {
         self.cluster += number(epoch, "cluster_s")?;
         self.train += number(epoch, "train_s")?;
         self.loss = number(epoch, "loss")?;
-        self.nmi = number(epoch, "nmi_classes").or_else(|_| number(epoch, "nmi_truth"))?;
+        // Images of one folder have no classes.
+        self.nmi = number(epoch, "nmi_classes").or_else(|_| number(epoch, "nmi_truth")).unwrap_or(f64::NAN);
         Ok(())
     }
 
