@@ -11,7 +11,8 @@ use deepcluster_domain::RunSpec;
 use deepcluster_domain::spec::{KMEANS_ITERATIONS, MOMENTUM};
 use deepcluster_proto::network_of;
 use deepcluster_proto::v1::{
-    CachedShard, ClusterRequest, ExtractRequest, ExtractResult, FeatureDtype, File, ImageList, TrainRequest, TrainResult,
+    CachedShard, ClusterRequest, DigestsOfShard, ExtractRequest, ExtractResult, FeatureDtype, File, ImageList, TrainRequest,
+    TrainResult,
 };
 use deepcluster_service::requests::file_to_wire;
 use deepcluster_volume::image_list::{self, ImageEntry};
@@ -81,7 +82,7 @@ impl Site<'_> {
     pub async fn calibrate(&self) -> Result<Calibration, Failure> {
         create_folder(&self.volume.resolve(FOLDER)?)?;
         let few = self.sample("few", FIRST_LOOK, FEW)?;
-        let (first_look, _) = self.extract(&few, None, None).await?;
+        let (first_look, _) = self.extract(&few, None).await?;
         let [coordinator, extractor_few, clusterer_idle, _] = (self.peaks)();
 
         let wanted = EXTRACTION_S / first_look.cost("images", few.images.len()).each.max(1e-6);
@@ -89,21 +90,20 @@ impl Site<'_> {
         let wanted = (wanted as usize).clamp(FIRST_LOOK, MOST_IMAGES).min(readable);
         let batch = (self.spec.batch as usize).min((wanted / BATCHES).max(SMALL_BATCH));
         let sample = self.sample("sample", (wanted / batch).max(BATCHES) * batch, batch)?;
-        let (decoding, extracted) = self.extract(&sample, None, None).await?;
+        let (decoding, extracted) = self.extract(&sample, None).await?;
         let extractor_at_first = (self.peaks)()[1];
 
         // Only for its checkpoint: reading one takes memory, which is not to be taken for that of a larger batch.
         let (_, first) = self.train(&few, 1, None).await?;
         let small = Sample { batch: small_batch(batch), ..sample };
-        let (short, before) = self.train(&small, TRAINED, Some(first)).await?;
+        let (short, before) = self.train(&small, TRAINED, Some((first, &extracted))).await?;
         let trainer_small = (self.peaks)()[3];
         let sample = Sample { batch, ..small };
-        let (training, trained) = self.train(&sample, TRAINED.max(sample.images.len() / batch / 3), Some(before)).await?;
+        let batches = TRAINED.max(sample.images.len() / batch / 3);
+        let (training, trained) = self.train(&sample, batches, Some((before, &extracted))).await?;
         let trainer = footprint((small_batch(batch), trainer_small), (batch, (self.peaks)()[3]));
 
-        let cache = CachedShard { path: format!("{FOLDER}/sample.pixels"), first_image: 0 };
-        let checkpoint = trained.checkpoint.clone();
-        let (cached, _) = self.extract(&sample, checkpoint, Some(cache)).await?;
+        let (cached, _) = self.extract(&sample, Some((&trained, &extracted))).await?;
         let [_, extractor_at_last, ..] = (self.peaks)();
         let mut extractor = footprint((few.batch, extractor_few), (batch, extractor_at_first));
         // It has read a checkpoint meanwhile, which has no more to do with the size of a batch.
@@ -145,25 +145,28 @@ impl Site<'_> {
         Ok(file_to_wire(&self.volume.record(&path, digest)?))
     }
 
+    /// Extracts as in the first epoch, or as in a later one: from a checkpoint, the cache and known digests.
     async fn extract(
         &self,
         sample: &Sample,
-        checkpoint: Option<File>,
-        cache: Option<CachedShard>,
+        later: Option<(&TrainResult, &ExtractResult)>,
     ) -> Result<(Timeline, ExtractResult), Failure> {
+        let is_first = later.is_none();
+        let if_first = |what: &str| if is_first { format!("{FOLDER}/{what}") } else { String::new() };
         let output = |what: &str| format!("{FOLDER}/{what}");
         let request = ExtractRequest {
             run_id: "run-0001".to_owned(),
             images: Some(sample.list.clone()),
             n_images: sample.images.len() as u64,
-            network: Some(network_of(self.spec, checkpoint)),
+            network: Some(network_of(self.spec, later.and_then(|(trained, _)| trained.checkpoint.clone()))),
             seed: self.spec.seed,
             batch: sample.batch as u32,
             feature_dtype: FeatureDtype::from(self.spec.feature_dtype).into(),
-            output: output(if cache.is_none() { "features.npy" } else { "features-again.npy" }),
-            digests_output: output("digests.npy"),
-            cache_output: if cache.is_none() { output("sample.pixels") } else { String::new() },
-            cache,
+            output: output(if is_first { "features.npy" } else { "features-again.npy" }),
+            digests: later.and_then(|(_, extracted)| extracted.digests.clone()),
+            digests_output: if_first("digests.npy"),
+            cache_output: if_first("sample.pixels"),
+            cache: later.map(|_| cached_sample()),
             ..ExtractRequest::default()
         };
         self.calls.extract(&request).await
@@ -173,7 +176,7 @@ impl Site<'_> {
         &self,
         sample: &Sample,
         batches: usize,
-        before: Option<TrainResult>,
+        before: Option<(TrainResult, &ExtractResult)>,
     ) -> Result<(Timeline, TrainResult), Failure> {
         let n = sample.images.len();
         let labels: Vec<i32> = (0..n as i32).map(|image| image % self.k as i32).collect();
@@ -184,7 +187,7 @@ impl Site<'_> {
             images: Some(sample.list.clone()),
             labels: Some(labels),
             k: self.k,
-            network: Some(network_of(self.spec, before.and_then(|before| before.checkpoint))),
+            network: Some(network_of(self.spec, before.as_ref().and_then(|(before, _)| before.checkpoint.clone()))),
             seed: self.spec.seed,
             batch: sample.batch as u32,
             learning_rate: LEARNING_RATE,
@@ -192,7 +195,8 @@ impl Site<'_> {
             weight_decay: self.spec.weight_decay,
             reassign: (batches * sample.batch) as f64 / n as f64,
             output,
-            cache: vec![CachedShard { path: format!("{FOLDER}/sample.pixels"), first_image: 0 }],
+            cache: before.iter().map(|_| cached_sample()).collect(),
+            digests: before.iter().map(|(_, of)| DigestsOfShard { file: of.digests.clone(), first_image: 0 }).collect(),
             ..TrainRequest::default()
         };
         self.calls.train(&request).await
@@ -247,6 +251,11 @@ impl Site<'_> {
             writer.commit()
         })
     }
+}
+
+/// The decoded images of the sample.
+fn cached_sample() -> CachedShard {
+    CachedShard { path: format!("{FOLDER}/sample.pixels"), first_image: 0 }
 }
 
 /// The smaller batch of training.
