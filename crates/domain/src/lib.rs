@@ -4,11 +4,15 @@
 //! one; it uses none of them.
 #![forbid(unsafe_code)]
 
+pub mod agreement;
 pub mod epoch;
 pub mod geometry;
 pub mod health;
 pub mod ids;
+pub mod layers;
+pub mod lineage;
 pub mod plan;
+pub mod ranking;
 pub mod scores;
 pub mod seeds;
 pub mod space;
@@ -17,6 +21,7 @@ pub mod tags;
 
 pub use epoch::{EpochProgress, Step};
 pub use ids::{EpochId, RunId, ShardId};
+pub use layers::Tap;
 pub use plan::Plan;
 pub use seeds::{Purpose, Seeds};
 pub use spec::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery, SpecError};

@@ -57,16 +57,16 @@ pub fn ami(a: &[i32], b: &[i32]) -> f64 {
 }
 
 /// How often each pair of labels occurs together. Sorted, so that sums are added in the same order every time.
-struct Contingency {
-    total: f64,
+pub(crate) struct Contingency {
+    pub(crate) total: f64,
     /// Sizes of the groups of the first and of the second labelling.
-    sizes: [Vec<(i32, usize)>; 2],
+    pub(crate) sizes: [Vec<(i32, usize)>; 2],
     /// (label of the first, label of the second) and how many points have both.
-    cells: Vec<((i32, i32), usize)>,
+    pub(crate) cells: Vec<((i32, i32), usize)>,
 }
 
 impl Contingency {
-    fn new(a: &[i32], b: &[i32]) -> Self {
+    pub(crate) fn new(a: &[i32], b: &[i32]) -> Self {
         let pairs: Vec<(i32, i32)> = a.iter().copied().zip(b.iter().copied()).filter(|(x, y)| *x >= 0 && *y >= 0).collect();
         Self {
             total: pairs.len() as f64,

@@ -27,6 +27,7 @@ pub mod error;
 pub mod events;
 pub mod image_list;
 pub mod layout;
+pub mod lineage_record;
 pub mod lock;
 pub mod npy;
 pub mod pixels;

@@ -167,14 +167,31 @@ pub fn read_i64(path: &Path) -> Result<Vec<i64>, VolumeError> {
     read_vector(path, ElementType::I64)
 }
 
+/// Reads a matrix of 32-bit integers, with its shape.
+///
+/// # Errors
+/// As [`ArrayFile::open`], and when it is no matrix of int32.
+pub fn read_i32_matrix(path: &Path) -> Result<([usize; 2], Vec<i32>), VolumeError> {
+    let (shape, values) = read_integers(path, ElementType::I32)?;
+    let shape = shape.try_into().map_err(|_| VolumeError::corrupt(path, "is no matrix"))?;
+    Ok((shape, values))
+}
+
 fn read_vector<T: bytemuck::Pod>(path: &Path, element: ElementType) -> Result<Vec<T>, VolumeError> {
-    let array = ArrayFile::open(path)?;
-    if array.element != element || array.shape.len() != 1 {
-        return Err(VolumeError::corrupt(path, format!("is no vector of {}", element.descr())));
+    match read_integers(path, element)? {
+        (shape, values) if shape.len() == 1 => Ok(values),
+        _ => Err(VolumeError::corrupt(path, format!("is no vector of {}", element.descr()))),
     }
-    let mut values = vec![T::zeroed(); array.rows()];
+}
+
+fn read_integers<T: bytemuck::Pod>(path: &Path, element: ElementType) -> Result<(Vec<usize>, Vec<T>), VolumeError> {
+    let array = ArrayFile::open(path)?;
+    if array.element != element {
+        return Err(VolumeError::corrupt(path, format!("holds no {}", element.descr())));
+    }
+    let mut values = vec![T::zeroed(); array.shape.iter().product()];
     array.read_at(0, bytemuck::cast_slice_mut(&mut values))?;
-    Ok(values)
+    Ok((array.shape, values))
 }
 
 /// Publishes a vector of 32-bit integers.
@@ -191,6 +208,16 @@ pub fn publish_i32(path: &Path, values: &[i32]) -> Result<Digest, VolumeError> {
 /// When it cannot be written.
 pub fn publish_i64(path: &Path, values: &[i64]) -> Result<Digest, VolumeError> {
     publish_vector(path, ElementType::I64, values)
+}
+
+/// Publishes a matrix of int32.
+///
+/// # Errors
+/// When it cannot be written, or the shape is not that of the values.
+pub fn publish_i32_matrix(path: &Path, shape: &[usize], values: &[i32]) -> Result<Digest, VolumeError> {
+    let mut writer = ArrayWriter::create(path, ElementType::I32, shape)?;
+    writer.write_raw(bytemuck::cast_slice(values))?;
+    writer.commit()
 }
 
 fn publish_vector<T: bytemuck::Pod>(path: &Path, element: ElementType, values: &[T]) -> Result<Digest, VolumeError> {

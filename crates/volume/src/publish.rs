@@ -144,6 +144,11 @@ pub struct Digest {
     pub blake3: String,
 }
 
+/// The digest of some bytes.
+pub fn digest_of(content: &[u8]) -> Digest {
+    Digest { bytes: content.len() as u64, blake3: blake3::hash(content).to_hex().to_string() }
+}
+
 /// Publishes a small file in one go, making its folder if need be.
 ///
 /// # Errors
