@@ -187,6 +187,9 @@ async fn odd_requests_to_workers_are_refused() {
             digests_output: any_of(&mut runner, &text),
             cache: any_of(&mut runner, &cached()),
             cache_output: any_of(&mut runner, &text),
+            layer: any_of(&mut runner, &text),
+            values: other,
+            regions_side: one % 7,
         };
         judge_stream(&format!("{request:?}"), extractor.extract(request.clone())).await;
         let request = ClusterRequest {

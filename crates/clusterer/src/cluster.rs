@@ -115,13 +115,13 @@ pub(crate) fn assign(volume: &Volume, request: &AssignRequest, context: &JobCont
 }
 
 /// The folder of the results.
-struct Output<'a> {
-    volume: &'a Volume,
-    folder: PathBuf,
+pub(crate) struct Output<'a> {
+    pub(crate) volume: &'a Volume,
+    pub(crate) folder: PathBuf,
 }
 
 impl Output<'_> {
-    fn publish(&self, name: &str, write: impl FnOnce(&Path) -> Result<Digest, Status>) -> Result<File, Status> {
+    pub(crate) fn publish(&self, name: &str, write: impl FnOnce(&Path) -> Result<Digest, Status>) -> Result<File, Status> {
         let path = self.folder.join(name);
         let digest = write(&path)?;
         self.volume.record(&path, digest).map(|record| file_to_wire(&record)).map_err(|error| volume_status(&error))
@@ -146,19 +146,19 @@ fn read_centroids(volume: &Volume, file: &File, k: u32, dims: usize) -> Result<V
     Ok(centroids)
 }
 
-fn open(volume: &Volume, files: &[File], kept: Option<Vec<bool>>) -> Result<Features, Status> {
+pub(crate) fn open(volume: &Volume, files: &[File], kept: Option<Vec<bool>>) -> Result<Features, Status> {
     let paths = files.iter().map(|file| requests::verified(volume, "features", Some(file))).collect::<Result<Vec<_>, _>>()?;
     Features::open(&paths, kept).map_err(|error| status(error, None))
 }
 
-fn teller<S>(context: &JobContext<S>) -> impl FnMut(&str, u64, u64) -> Result<(), ClusteringError> + '_ {
+pub(crate) fn teller<S>(context: &JobContext<S>) -> impl FnMut(&str, u64, u64) -> Result<(), ClusteringError> + '_ {
     |phase, done, total| {
         let progress = Progress { phase: phase.to_owned(), done, total, loss: 0.0 };
         context.progress(progress).map_err(|_| ClusteringError::Cancelled)
     }
 }
 
-fn status(error: ClusteringError, list: Option<&Path>) -> Status {
+pub(crate) fn status(error: ClusteringError, list: Option<&Path>) -> Status {
     match &error {
         ClusteringError::NotFinite { row } => {
             let entry = list.and_then(|list| image_list::read(list).ok()?.into_iter().nth(*row));

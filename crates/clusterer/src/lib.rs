@@ -3,15 +3,18 @@
 //! ```text
 //! Cluster ─► verify inputs ─► whiten (blocks) ─► k-means (faiss) ─► nearest centroid ─► labels, distances ─► result
 //!                                  └── saved          └── saved, to go on from
+//! Search  ─► whiten, if wished ─► flat index of inner products, block by block ─► neighbours, similarities ─► result
 //! Assign  ─► verify inputs ─► apply a stored whitening ─► nearest centroid ─► labels, distances ─► result
 //! ```
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod search;
 
 use deepcluster_proto::v1::clusterer_server::{Clusterer as ClustererRpc, ClustererServer};
 use deepcluster_proto::v1::{
-    AssignRequest, AssignResponse, ClusterRequest, ClusterResponse, ClusterSaved, assign_response, cluster_response,
+    AssignRequest, AssignResponse, ClusterRequest, ClusterResponse, ClusterSaved, SearchRequest, SearchResponse, assign_response,
+    cluster_response, search_response,
 };
 use deepcluster_service::jobs::Updates;
 use deepcluster_service::{Config, Jobs, Service, Update};
@@ -60,6 +63,7 @@ struct Rpc {
 impl ClustererRpc for Rpc {
     type ClusterStream = Updates<ClusterResponse>;
     type AssignStream = Updates<AssignResponse>;
+    type SearchStream = Updates<SearchResponse>;
 
     async fn cluster(&self, request: Request<ClusterRequest>) -> Result<Response<Self::ClusterStream>, Status> {
         let request = request.into_inner();
@@ -90,5 +94,20 @@ impl ClustererRpc for Rpc {
         };
         let work = move |context: &_| cluster::assign(&volume, &request, context);
         Ok(Response::new(info_span!("assign").in_scope(|| self.jobs.start(work, wrap))))
+    }
+
+    async fn search(&self, request: Request<SearchRequest>) -> Result<Response<Self::SearchStream>, Status> {
+        let request = request.into_inner();
+        let volume = self.volume.clone();
+        let wrap = |update: Update<_>| {
+            let update = match update {
+                Update::Saved(never) => match never {},
+                Update::Progress(progress) => search_response::Update::Progress(progress),
+                Update::Done(result) => search_response::Update::Result(result),
+            };
+            SearchResponse { update: Some(update) }
+        };
+        let work = move |context: &_| search::search(&volume, &request, context);
+        Ok(Response::new(info_span!("search").in_scope(|| self.jobs.start(work, wrap))))
     }
 }

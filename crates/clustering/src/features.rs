@@ -2,6 +2,7 @@
 
 use crate::ClusteringError;
 use deepcluster_volume::npy::ArrayFile;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// Rows that are in memory at a time: enough for matrix products at full speed, little enough to forget.
@@ -68,13 +69,27 @@ impl Features {
     ///
     /// # Errors
     /// When a shard cannot be read, a value is not finite, or `visit` says so.
-    pub fn for_each_block(&self, mut visit: impl FnMut(Block<'_>) -> Result<(), ClusteringError>) -> Result<(), ClusteringError> {
+    pub fn for_each_block(&self, visit: impl FnMut(Block<'_>) -> Result<(), ClusteringError>) -> Result<(), ClusteringError> {
+        self.for_each_block_of(0..self.n_rows(), visit)
+    }
+
+    /// The same of some consecutive rows.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn for_each_block_of(
+        &self,
+        wanted: Range<usize>,
+        mut visit: impl FnMut(Block<'_>) -> Result<(), ClusteringError>,
+    ) -> Result<(), ClusteringError> {
         let mut values = Vec::new();
         let mut rows = Vec::with_capacity(BLOCK_ROWS);
         let mut shard_start = 0;
         for shard in &self.shards {
-            for first in (0..shard.rows()).step_by(BLOCK_ROWS) {
-                let n = BLOCK_ROWS.min(shard.rows() - first);
+            let begin = wanted.start.saturating_sub(shard_start);
+            let end = wanted.end.saturating_sub(shard_start).min(shard.rows());
+            for first in (begin..end).step_by(BLOCK_ROWS) {
+                let n = BLOCK_ROWS.min(end - first);
                 shard.read_f32_rows(first, n, &mut values)?;
                 rows.clear();
                 for offset in 0..n {

@@ -1,4 +1,4 @@
-//! From features to pseudo-labels: PCA, whitening and L2 normalisation, then k-means. The only crate that knows faiss.
+//! From features to pseudo-labels: PCA, whitening and L2 normalisation, then k-means or power iteration clustering. The only crate that knows faiss.
 //!
 //! ```text
 //! shards ─► blocks ─► mean, covariance ─► leading eigenvectors ─► whitened rows ─► k-means ─► labels
@@ -14,7 +14,9 @@ pub mod error;
 pub mod features;
 pub mod kmeans;
 pub mod nearest;
+pub mod pic;
 pub mod points;
+pub mod search;
 pub mod whitening;
 
 pub use device::Device;

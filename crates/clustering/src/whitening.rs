@@ -72,23 +72,37 @@ impl Whitening {
             return Err(ClusteringError::Unusable(format!("features are {is} wide, the whitening is for {should}")));
         }
         let mut points = PointsWriter::new(features.n_kept(), self.dims, file)?;
-        let (mut whitened, mut n_done) = (Vec::new(), 0);
-        let mut centred = Vec::with_capacity(BLOCK_ROWS * features.width());
+        let mut n_done = 0;
         let total = features.n_kept() as u64;
         features.for_each_block(|block| {
-            let rows = block.rows.len();
-            centre(block.values, &self.mean, &mut centred);
-            whitened.resize(rows * self.dims, 0.0);
-            let x = MatRef::from_row_major_slice(&centred, rows, self.mean.len());
-            let projection = MatRef::from_row_major_slice(&self.projection, self.dims, self.mean.len());
-            let y = MatMut::from_row_major_slice_mut(&mut whitened, rows, self.dims);
-            matmul(y, Accum::Replace, x, projection.transpose(), 1.0, Par::rayon(0));
-            whitened.par_chunks_exact_mut(self.dims).for_each(normalise);
-            points.push(&whitened)?;
-            n_done += rows as u64;
+            points.push(&self.apply_to(block.values)?)?;
+            n_done += block.rows.len() as u64;
             progress("project", n_done, total)
         })?;
         points.finish()
+    }
+
+    /// Whitens some rows `[n, width]`, which are in memory: `[n, dims]`, likewise of length 1.
+    ///
+    /// # Errors
+    /// When the rows have another width.
+    pub fn apply_to(&self, rows: &[f32]) -> Result<Vec<f32>, ClusteringError> {
+        let width = self.mean.len();
+        if !rows.len().is_multiple_of(width) {
+            return Err(ClusteringError::Unusable(format!(
+                "features are no rows of the {width} values that the whitening is for"
+            )));
+        }
+        let n = rows.len() / width;
+        let mut centred = Vec::with_capacity(rows.len());
+        centre(rows, &self.mean, &mut centred);
+        let mut whitened = vec![0.0; n * self.dims];
+        let x = MatRef::from_row_major_slice(&centred, n, width);
+        let projection = MatRef::from_row_major_slice(&self.projection, self.dims, width);
+        let y = MatMut::from_row_major_slice_mut(&mut whitened, n, self.dims);
+        matmul(y, Accum::Replace, x, projection.transpose(), 1.0, Par::rayon(0));
+        whitened.par_chunks_exact_mut(self.dims).for_each(normalise);
+        Ok(whitened)
     }
 
     /// Publishes it as safetensors: `mean` and `projection`.
@@ -187,7 +201,7 @@ fn centre(values: &[f32], mean: &[f32], out: &mut Vec<f32>) {
     }
 }
 
-fn normalise(row: &mut [f32]) {
+pub(crate) fn normalise(row: &mut [f32]) {
     let norm = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
     if norm > 0.0 {
         let scale = (1.0 / norm) as f32;

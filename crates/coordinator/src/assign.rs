@@ -140,10 +140,7 @@ impl OneAssignment<'_> {
                 batch: spec.batch,
                 feature_dtype: v1::FeatureDtype::from(spec.feature_dtype).into(),
                 output: self.relative(&self.folder.0.join(format!("{shard:05}.npy")))?,
-                digests: None,
-                digests_output: String::new(),
-                cache: None,
-                cache_output: String::new(),
+                ..v1::ExtractRequest::default()
             })
         };
         shards.map(request).collect()

@@ -226,6 +226,7 @@ impl EpochRunner<'_> {
             digests_output,
             cache: self.cache.there(&self.workshop.volume, shard, first_image)?,
             cache_output,
+            ..v1::ExtractRequest::default()
         })
     }
 

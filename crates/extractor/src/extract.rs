@@ -1,10 +1,11 @@
 //! One shard, from request to result.
 
 use crate::Place;
+use crate::wanted::{Wanted, of_whole_image};
 use deepcluster_domain::RunSpec;
 use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_images::find::check_there;
-use deepcluster_images::{BatchLoader, Cached, LoaderOptions, Reads, Request, Source, View};
+use deepcluster_images::{BatchLoader, Cached, LoaderOptions, Reads, Request, Source, Unreadable, View};
 use deepcluster_network::{Network, NetworkError, Runtime};
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, File, Progress, SkippedImage};
@@ -41,7 +42,12 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(network_status)?;
     let network = Network::load(&spec, runtime, checkpoint.as_deref()).and_then(|network| network.folded());
     let network = network.map_err(network_status)?;
-    let width = network.plan.embedding as usize;
+    let wanted = Wanted::of(request, &network)?;
+    let width = wanted.width(&network).map_err(network_status)?;
+    if let Wanted::Regions(tap, side) = &wanted {
+        let rows = |entry: &ImageEntry| of_whole_image(&network, tap, *side, &folder, entry);
+        return extract_whole(place, request, shard, (&output, width), rows, context);
+    }
 
     let mut reads = Reads::default();
     let mut batches = start_loading(place, request, &spec, shard, &folder, &mut reads)?;
@@ -52,7 +58,7 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     for mut batch in Waited(&mut batches) {
         digests.extend(&batch.digests);
         reads += std::mem::take(&mut batch.reads);
-        let mut features = network.features(&batch.pixels).map_err(network_status)?;
+        let mut features = wanted.of_views(&network, &batch.pixels).map_err(network_status)?;
         for (at, why) in &batch.unreadable {
             let index = request.first_image + *at as u64;
             skipped.push(SkippedImage { index, reason: why.to_string() });
@@ -86,6 +92,41 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     info!(shard = request.shard, images = shard.len(), skipped = skipped.len(), decoded, cached, "shard extracted");
     let reads = Some(requests::reads_to_wire(&place.volume, decoded, cached, &unfit));
     Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests, reads, cache })
+}
+
+/// Features of whole images, one image after the other, since each has a size of its own.
+fn extract_whole(
+    place: &Place,
+    request: &ExtractRequest,
+    shard: &[ImageEntry],
+    (output, width): (&Path, usize),
+    row: impl Fn(&ImageEntry) -> Result<Result<(Vec<f32>, i64), Unreadable>, NetworkError>,
+    context: &JobContext,
+) -> Result<ExtractResult, Status> {
+    let dtype = FeatureDtype::to_domain(request.feature_dtype)?;
+    let failed = |error| volume_status(&error);
+    let mut writer = ArrayWriter::create(output, dtype.into(), &[shard.len(), width]).map_err(failed)?;
+    let (mut skipped, mut digests) = (Vec::new(), Vec::with_capacity(shard.len()));
+    for (at, entry) in shard.iter().enumerate() {
+        let outcome = if entry.skipped.is_some() { None } else { Some(row(entry).map_err(network_status)?) };
+        let (features, digest) = match outcome {
+            Some(Ok(found)) => found,
+            Some(Err(why)) => {
+                skipped.push(SkippedImage { index: request.first_image + at as u64, reason: why.to_string() });
+                (vec![0.0; width], UNKNOWN)
+            }
+            None => (vec![0.0; width], UNKNOWN),
+        };
+        writer.push(&features).map_err(failed)?;
+        digests.push(digest);
+        progress(context, "images", at + 1, shard.len())?;
+    }
+    let digest = writer.commit().map_err(failed)?;
+    let record = place.volume.record(output, digest).map_err(failed)?;
+    let decoded = digests.iter().filter(|digest| **digest != UNKNOWN).count() as u64;
+    let digests = publish_digests(place, request, &digests)?;
+    let reads = Some(requests::reads_to_wire(&place.volume, decoded, 0, &Reads::default().unfit));
+    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests, reads, cache: None })
 }
 
 /// Starts to read the images of a shard: from the cache where they are there, which gets those that are not, if that is wished.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod extract;
+mod wanted;
 
 use deepcluster_network::check_libtorch;
 use deepcluster_proto::v1::extractor_server::{Extractor as ExtractorRpc, ExtractorServer};

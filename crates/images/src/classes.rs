@@ -18,6 +18,12 @@ pub fn folder_classes(images: &[ImageEntry]) -> Option<Vec<i32>> {
     Some(folders.iter().map(|folder| numbers[folder]).collect())
 }
 
+/// The name of each image's class: its first folder. None when some image lies in no folder.
+pub fn class_names(images: &[ImageEntry]) -> Option<Vec<String>> {
+    let name = |image: &ImageEntry| first_folder(&image.path).map(|name| String::from_utf8_lossy(name).into_owned());
+    images.iter().map(name).collect()
+}
+
 fn first_folder(path: &[u8]) -> Option<&[u8]> {
     let slash = path.iter().position(|byte| *byte == b'/')?;
     Some(&path[..slash])

@@ -12,7 +12,7 @@ pub mod sampler;
 pub mod source;
 pub mod transform;
 
-pub use classes::folder_classes;
+pub use classes::{class_names, folder_classes};
 pub use decode::{Expected, Unreadable};
 pub use find::find_images;
 pub use loader::{Batch, BatchLoader, LoaderOptions, Request};

@@ -23,6 +23,17 @@ pub enum View {
         /// Position in the training list.
         step: u64,
     },
+    /// For teaching linear probes, as the authors' eval_linear.py has it: shorter side to size · 256 / 224, of the square in its
+    /// centre a part at random, and a flip.
+    Shifted {
+        /// Seeds of the probes and their epoch.
+        seeds: Seeds,
+        /// Position in the training list.
+        step: u64,
+    },
+    /// One of torchvision's ten crops: after resizing as for the centre, the corners (top left, top right, bottom left, bottom
+    /// right), the centre, and from 5 on their mirror images.
+    TenCrop(u8),
 }
 
 /// A rectangle in pixels of the source.
@@ -74,13 +85,46 @@ impl Transformer {
         Ok(smaller)
     }
 
+    /// The whole of an image, its longer side `longer` pixels, and its shorter side `least` at least, or a narrow one would leave a
+    /// network nothing.
+    ///
+    /// # Errors
+    /// When the resizer refuses the geometry.
+    pub fn fitted(&mut self, image: &RgbImage, longer: u32, least: u32) -> Result<RgbImage, Unreadable> {
+        let scaled = |side: u32| (u64::from(side) * u64::from(longer) / u64::from(image.width().max(image.height()))) as u32;
+        let (width, height) = (scaled(image.width()).max(least), scaled(image.height()).max(least));
+        let mut fitted = RgbImage::new(width, height);
+        resize(&mut self.resizer, Pixels::of(image), None, (width, height), &mut fitted)?;
+        Ok(fitted)
+    }
+
     /// Writes one view of a working image as RGB bytes `[size, size, 3]` into `out`.
     ///
     /// # Errors
     /// When the resizer refuses the geometry.
     pub fn view(&mut self, image: Pixels<'_>, view: View, size: u32, out: &mut [u8]) -> Result<(), Unreadable> {
         match view {
-            View::Center => self.center(image, size, out),
+            View::Center => self.part(image, size, out, centred),
+            View::Shifted { seeds, step } => {
+                let mut rng = seeds.rng(Purpose::Augmentation, step);
+                let mut shift = |room: u32, short: u32| half_to_even(room - (short - size)) + rng.random_range(0..=short - size);
+                self.part(image, size, out, |rooms, short| rooms.map(|room| shift(room, short)))?;
+                if rng.random_bool(0.5) {
+                    flip_horizontally(out, size as usize);
+                }
+                Ok(())
+            }
+            View::TenCrop(number) => {
+                let corner = |rooms: [u32; 2], short| match number % 5 {
+                    4 => centred(rooms, short),
+                    corner => [rooms[0] * u32::from(corner % 2), rooms[1] * u32::from(corner / 2)],
+                };
+                self.part(image, size, out, corner)?;
+                if number >= 5 {
+                    flip_horizontally(out, size as usize);
+                }
+                Ok(())
+            }
             View::Random { seeds, step } => {
                 let mut rng = seeds.rng(Purpose::Augmentation, step);
                 let crop = random_crop(image.width, image.height, &mut rng);
@@ -94,25 +138,35 @@ impl Transformer {
         }
     }
 
-    /// Antialiased bilinear resize of the whole image, then the centre of the result. A working image of the default cache side
-    /// needs no more resizing.
-    fn center(&mut self, image: Pixels<'_>, size: u32, out: &mut [u8]) -> Result<(), Unreadable> {
+    /// Antialiased bilinear resize of the whole image, then a square of the result, whose left and top follow from the room beside
+    /// and below it and from the shorter side. A working image of the default cache side needs no more resizing.
+    fn part(
+        &mut self,
+        image: Pixels<'_>,
+        size: u32,
+        out: &mut [u8],
+        place: impl FnOnce([u32; 2], u32) -> [u32; 2],
+    ) -> Result<(), Unreadable> {
         let short = resize_side(size);
         if image.width.min(image.height) == short {
-            copy_center(image, size, out);
+            copy_part(image, size, out, place([image.width - size, image.height - size], short));
             return Ok(());
         }
         let (width, height) = geometry::resized(image.width, image.height, short);
         self.resized.resize(width as usize * height as usize * 3, 0);
         resize(&mut self.resizer, image, None, (width, height), &mut self.resized)?;
-        copy_center(Pixels { width, height, rgb: &self.resized }, size, out);
+        let place = place([width - size, height - size], short);
+        copy_part(Pixels { width, height, rgb: &self.resized }, size, out, place);
         Ok(())
     }
 }
 
-fn copy_center(image: Pixels<'_>, size: u32, out: &mut [u8]) {
-    let left = half_to_even(image.width - size) as usize;
-    let top = half_to_even(image.height - size) as usize;
+fn centred(rooms: [u32; 2], _short: u32) -> [u32; 2] {
+    rooms.map(half_to_even)
+}
+
+fn copy_part(image: Pixels<'_>, size: u32, out: &mut [u8], place: [u32; 2]) {
+    let [left, top] = place.map(|pixels| pixels as usize);
     let (row, size) = (image.width as usize * 3, size as usize * 3);
     for (y, target) in out.chunks_exact_mut(size).enumerate() {
         let at = (top + y) * row + left * 3;
@@ -213,6 +267,28 @@ mod tests {
         };
         assert_eq!(view(4), view(4));
         assert_ne!(view(4), view(5));
+    }
+
+    /// torchvision's five crops of a 9 × 8 image, shrunk by nothing, and their mirror images.
+    #[test]
+    fn ten_crops_are_the_corners_and_the_centre() {
+        let image = RgbImage::from_fn(9, 8, |x, y| image::Rgb([x as u8, y as u8, 0]));
+        let mut transformer = Transformer::default();
+        let mut corner = |number| {
+            let mut out = vec![0; 7 * 7 * 3];
+            transformer.view(Pixels::of(&image), View::TenCrop(number), 7, &mut out).unwrap();
+            (out[0], out[1], out[6 * 3])
+        };
+        assert_eq!([0, 1, 2, 3, 4].map(&mut corner), [(0, 0, 6), (2, 0, 8), (0, 1, 6), (2, 1, 8), (1, 0, 7)]);
+        assert_eq!([5, 8].map(corner), [(6, 0, 0), (8, 1, 2)]);
+        let shifted: std::collections::HashSet<Vec<u8>> = (0..100)
+            .map(|step| {
+                let mut out = vec![0; 7 * 7 * 3];
+                transformer.view(Pixels::of(&image), View::Shifted { seeds: seeds(), step }, 7, &mut out).unwrap();
+                out
+            })
+            .collect();
+        assert_eq!(shifted.len(), 8, "two by two places in the square in the centre, each as it is and mirrored");
     }
 
     #[test]

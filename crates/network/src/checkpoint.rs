@@ -29,7 +29,7 @@ const TOP_LAYER: &str = "top_layer.";
 /// # Errors
 /// When the file cannot be read, lacks a tensor, or has one of another shape or type.
 pub fn load_network(path: &Path, plan: &Plan, device: Device) -> Result<Tensors, NetworkError> {
-    load(path, &plan.weights(), "", device)
+    load_some(path, &plan.weights(), device)
 }
 
 /// Reads the momentum buffers of all trained weights.
@@ -39,6 +39,14 @@ pub fn load_network(path: &Path, plan: &Plan, device: Device) -> Result<Tensors,
 pub fn load_momentum(path: &Path, plan: &Plan, device: Device) -> Result<Tensors, NetworkError> {
     let trained: Vec<WeightSpec> = plan.weights().into_iter().filter(|spec| spec.start.is_trained()).collect();
     load(path, &trained, OPTIMIZER, device)
+}
+
+/// Reads the tensors of some names and shapes.
+///
+/// # Errors
+/// As [`load_network`].
+pub(crate) fn load_some(path: &Path, specs: &[WeightSpec], device: Device) -> Result<Tensors, NetworkError> {
+    load(path, specs, "", device)
 }
 
 fn load(path: &Path, specs: &[WeightSpec], prefix: &str, device: Device) -> Result<Tensors, NetworkError> {
@@ -134,7 +142,21 @@ pub struct Contents<'a> {
 /// # Errors
 /// When a number is not finite, or the file cannot be written.
 pub fn publish(path: &Path, contents: &Contents<'_>) -> Result<Digest, NetworkError> {
-    let pieces = pieces(path, contents)?;
+    publish_pieces(path, &pieces(path, contents)?, contents.n_steps)
+}
+
+/// Publishes other tensors of f32, and how far the work on them is.
+///
+/// # Errors
+/// As [`publish`].
+pub(crate) fn publish_some(path: &Path, tensors: &Tensors, progress: &TrainingProgress) -> Result<Digest, NetworkError> {
+    let mut pieces: BTreeMap<String, Piece<'_>> =
+        tensors.iter().map(|(name, tensor)| (name.clone(), Piece::Weight(tensor))).collect();
+    pieces.extend(progress_pieces(path, progress)?);
+    publish_pieces(path, &pieces, progress.steps as i64)
+}
+
+fn publish_pieces(path: &Path, pieces: &BTreeMap<String, Piece<'_>>, n_steps: i64) -> Result<Digest, NetworkError> {
     let described = |(name, piece): (&String, &Piece<'_>)| {
         let (dtype, shape) = match piece {
             Piece::Weight(tensor) => (Dtype::F32, tensor.size().iter().map(|n| *n as usize).collect()),
@@ -153,7 +175,7 @@ pub fn publish(path: &Path, contents: &Contents<'_>) -> Result<Digest, NetworkEr
             // To the end in any case: only a loop without an exit is done for many numbers at a time.
             match out.chunks_exact(4).fold(true, |all, bytes| all & finite(bytes)) {
                 true => Ok(()),
-                false => Err(NetworkError::NotFinite { what: "the weights are", step: contents.n_steps as u64 }),
+                false => Err(NetworkError::NotFinite { what: "the weights are", step: n_steps as u64 }),
             }
         }
     })
@@ -183,17 +205,23 @@ fn pieces<'a>(path: &Path, contents: &Contents<'a>) -> Result<BTreeMap<String, P
         fixed("sobel.1.weight", &[2, 1, 3, 3], &SOBEL_KERNELS);
         fixed("sobel.1.bias", &[2], &[0.0, 0.0]);
     }
-    if let Some(TrainingProgress { steps, loss_sum, n_images, skipped }) = contents.progress {
-        let skipped = serde_json::to_vec(skipped).map_err(|error| VolumeError::corrupt(path, error))?;
-        let mut tell = |leaf: &str, dtype, shape, bytes| {
-            pieces.insert(format!("{PROGRESS}{leaf}"), Piece::Plain(dtype, shape, bytes));
-        };
-        tell("steps", Dtype::U64, Vec::new(), steps.to_le_bytes().to_vec());
-        tell("loss_sum", Dtype::F64, Vec::new(), loss_sum.to_le_bytes().to_vec());
-        tell("n_images", Dtype::U64, Vec::new(), n_images.to_le_bytes().to_vec());
-        tell("skipped", Dtype::U8, vec![skipped.len()], skipped);
+    if let Some(progress) = contents.progress {
+        pieces.extend(progress_pieces(path, progress)?);
     }
     Ok(pieces)
+}
+
+/// What tells how far an epoch is.
+fn progress_pieces<'a>(path: &Path, progress: &TrainingProgress) -> Result<BTreeMap<String, Piece<'a>>, NetworkError> {
+    let TrainingProgress { steps, loss_sum, n_images, skipped } = progress;
+    let skipped = serde_json::to_vec(skipped).map_err(|error| VolumeError::corrupt(path, error))?;
+    let plain = |leaf: &str, dtype, shape, bytes| (format!("{PROGRESS}{leaf}"), Piece::Plain(dtype, shape, bytes));
+    Ok(BTreeMap::from([
+        plain("steps", Dtype::U64, Vec::new(), steps.to_le_bytes().to_vec()),
+        plain("loss_sum", Dtype::F64, Vec::new(), loss_sum.to_le_bytes().to_vec()),
+        plain("n_images", Dtype::U64, Vec::new(), n_images.to_le_bytes().to_vec()),
+        plain("skipped", Dtype::U8, vec![skipped.len()], skipped),
+    ]))
 }
 
 /// Training steps that a checkpoint has behind it; 0 when it does not say.

@@ -48,12 +48,12 @@ impl Runtime {
         Ok(Self { device, kind })
     }
 
-    /// RGB bytes `[n, size, size, 3]` on the device, as `[n, 3, size, size]`: they already lie channels-last, the order that
-    /// convolutions like best.
-    pub(crate) fn images(&self, pixels: &[u8], size: u32) -> Result<Tensor, NetworkError> {
-        let side = i64::from(size);
-        let n = (pixels.len() as i64) / (side * side * 3);
-        let bytes = Tensor::f_from_data_size(pixels, &[n, side, side, 3], Kind::Uint8)?;
+    /// RGB bytes `[n, height, width, 3]` on the device, as `[n, 3, height, width]`: they already lie channels-last, the order that
+    /// convolutions like best. `size` is (width, height).
+    pub(crate) fn images(&self, pixels: &[u8], size: (u32, u32)) -> Result<Tensor, NetworkError> {
+        let (width, height) = (i64::from(size.0), i64::from(size.1));
+        let n = (pixels.len() as i64) / (width * height * 3);
+        let bytes = Tensor::f_from_data_size(pixels, &[n, height, width, 3], Kind::Uint8)?;
         let bytes = match self.device {
             Device::Cuda(_) => bytes.f_pin_memory(self.device)?.f_to_device_(self.device, Kind::Uint8, true, false)?,
             _ => bytes,

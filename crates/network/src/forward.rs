@@ -106,7 +106,14 @@ impl Network {
 
     /// The same from RGB bytes `[n, size, size, 3]`.
     pub(crate) fn seen(&self, pixels: &[u8]) -> Result<Tensor, NetworkError> {
-        self.front.apply(&self.runtime.images(pixels, self.plan.image_size)?, self.runtime.kind)
+        let size = self.plan.image_size;
+        self.front.apply(&self.runtime.images(pixels, (size, size))?, self.runtime.kind)
+    }
+
+    /// The same of one image of any (width, height), `[height, width, 3]`.
+    pub(crate) fn seen_whole(&self, pixels: &[u8], size: (u32, u32)) -> Result<Tensor, NetworkError> {
+        let front = Front::of_size(&self.plan, Values::Bytes, self.runtime.device, size)?;
+        front.apply(&self.runtime.images(pixels, size)?, self.runtime.kind)
     }
 
     /// From the input of the first layer to embeddings in f32.
@@ -114,7 +121,7 @@ impl Network {
         Ok(self.run(&self.plan.layers, seen, mode)?.f_totype(Kind::Float)?)
     }
 
-    fn run(&self, layers: &[Layer], mut x: Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
+    pub(crate) fn run(&self, layers: &[Layer], mut x: Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
         for layer in layers {
             x = self.layer(layer, x, mode)?;
         }

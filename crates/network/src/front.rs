@@ -28,7 +28,7 @@ pub(crate) enum Values {
 pub(crate) struct Front {
     /// `[2, 3, 3, 3]` with the Sobel filter, else a factor of each channel `[1, 3, 1, 1]`.
     factor: Tensor,
-    /// `[1, 2, size, size]` or `[1, 3, 1, 1]`.
+    /// `[1, 2, height, width]` or `[1, 3, 1, 1]`.
     shift: Tensor,
     sobel: bool,
 }
@@ -39,6 +39,14 @@ impl Front {
     /// # Errors
     /// When libtorch is out of memory.
     pub(crate) fn new(plan: &Plan, values: Values, device: Device) -> Result<Self, NetworkError> {
+        Self::of_size(plan, values, device, (plan.image_size, plan.image_size))
+    }
+
+    /// The same for images of another (width, height).
+    ///
+    /// # Errors
+    /// When libtorch is out of memory.
+    pub(crate) fn of_size(plan: &Plan, values: Values, device: Device, size: (u32, u32)) -> Result<Self, NetworkError> {
         let _no_grad = tch::no_grad_guard();
         let (scale, shift) = match values {
             Values::Bytes => (STD.map(|std| 1.0 / (255.0 * std)), [0, 1, 2].map(|channel| -MEAN[channel] / STD[channel])),
@@ -50,9 +58,9 @@ impl Front {
             let kernels = Tensor::f_from_slice(&SOBEL_KERNELS)?.f_view([2, 1, 3, 3])?;
             let grey = per_channel(&SOBEL_GREY)?;
             factor = channels_last(&kernels.f_mul(&grey.f_mul(&factor)?)?)?;
-            let side = i64::from(plan.image_size);
+            let (width, height) = (i64::from(size.0), i64::from(size.1));
             let shift_of_grey = grey.f_mul(&added)?.f_sum(Kind::Float)?;
-            let everywhere = shift_of_grey.f_expand([1, 1, side, side], false)?;
+            let everywhere = shift_of_grey.f_expand([1, 1, height, width], false)?;
             added = channels_last(&everywhere.f_conv2d::<&Tensor>(&kernels, None, 1, 1, 1, 1)?)?;
         }
         Ok(Self { factor: factor.f_to(device)?, shift: added.f_to(device)?, sobel: plan.sobel })

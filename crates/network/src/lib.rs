@@ -15,11 +15,14 @@ pub mod error;
 mod fold;
 pub mod forward;
 mod front;
+pub mod layers;
 pub mod memory;
+pub mod probes;
 pub mod training;
 pub mod weights;
 
 pub use device::{Runtime, check_libtorch};
 pub use error::NetworkError;
 pub use forward::Network;
+pub use probes::{ProbeOptions, Probes};
 pub use training::{SgdOptions, TrainingPass};

@@ -30,7 +30,7 @@ pub fn draw_top_layer(embedding: i64, k: i64, seeds: Seeds, device: Device) -> R
     Ok([weight.f_to(device)?, bias.f_to(device)?])
 }
 
-fn first_value(spec: &WeightSpec) -> Result<Tensor, NetworkError> {
+pub(crate) fn first_value(spec: &WeightSpec) -> Result<Tensor, NetworkError> {
     let place = (Kind::Float, Device::Cpu);
     Ok(match spec.start {
         Start::Normal(std) => Tensor::f_empty(spec.shape.as_slice(), place)?.f_normal_(0.0, std)?,

@@ -3,15 +3,23 @@
 //! ```text
 //! Train ─► list uniform over clusters ─► augmented batches ahead ─► SGD steps ─► checkpoint.safetensors ─► result
 //!                                                                     └── saved now and then, to go on from
+//! Probe ─► shuffled, shifted batches ─► frozen layers ─► logistic regressions ─► probes.safetensors ─► result
+//! Score ─► centre or ten crops ─► frozen layers ─► probes ─► hits
 //! ```
 #![forbid(unsafe_code)]
 
+mod pictures;
+mod probe;
+mod saver;
 mod train;
 
 use deepcluster_domain::{DeviceChoice, Precision};
 use deepcluster_network::{Runtime, check_libtorch};
 use deepcluster_proto::v1::trainer_server::{Trainer as TrainerRpc, TrainerServer};
-use deepcluster_proto::v1::{TrainRequest, TrainResponse, train_response};
+use deepcluster_proto::v1::{
+    ProbeRequest, ProbeResponse, ScoreRequest, ScoreResponse, TrainRequest, TrainResponse, probe_response, score_response,
+    train_response,
+};
 use deepcluster_service::jobs::Updates;
 use deepcluster_service::{Config, Jobs, Service, Update};
 use deepcluster_volume::Volume;
@@ -75,6 +83,8 @@ struct Rpc {
 #[tonic::async_trait]
 impl TrainerRpc for Rpc {
     type TrainStream = Updates<TrainResponse>;
+    type ProbeStream = Updates<ProbeResponse>;
+    type ScoreStream = Updates<ScoreResponse>;
 
     async fn train(&self, request: Request<TrainRequest>) -> Result<Response<Self::TrainStream>, Status> {
         let request = request.into_inner();
@@ -90,5 +100,35 @@ impl TrainerRpc for Rpc {
         let span = info_span!("train", run = ?request.run_id, epoch = request.epoch);
         let work = move |context: &_| train::train(&place, &request, context);
         Ok(Response::new(span.in_scope(|| self.jobs.start(work, wrap))))
+    }
+
+    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<Self::ProbeStream>, Status> {
+        let request = request.into_inner();
+        let place = Arc::clone(&self.place);
+        let wrap = |update| {
+            let update = match update {
+                Update::Progress(progress) => probe_response::Update::Progress(progress),
+                Update::Saved(saved) => probe_response::Update::Saved(saved),
+                Update::Done(result) => probe_response::Update::Result(result),
+            };
+            ProbeResponse { update: Some(update) }
+        };
+        let work = move |context: &_| probe::probe(&place, &request, context);
+        Ok(Response::new(info_span!("probe").in_scope(|| self.jobs.start(work, wrap))))
+    }
+
+    async fn score(&self, request: Request<ScoreRequest>) -> Result<Response<Self::ScoreStream>, Status> {
+        let request = request.into_inner();
+        let place = Arc::clone(&self.place);
+        let wrap = |update: Update<_>| {
+            let update = match update {
+                Update::Saved(never) => match never {},
+                Update::Progress(progress) => score_response::Update::Progress(progress),
+                Update::Done(result) => score_response::Update::Result(result),
+            };
+            ScoreResponse { update: Some(update) }
+        };
+        let work = move |context: &_| probe::score(&place, &request, context);
+        Ok(Response::new(info_span!("score").in_scope(|| self.jobs.start(work, wrap))))
     }
 }

@@ -1,10 +1,10 @@
 //! One epoch of training, from request to result.
 
 use crate::Place;
-use deepcluster_domain::{EpochId, RunSpec, SaveEvery, Seeds};
-use deepcluster_images::decode::{Expected, UNKNOWN};
-use deepcluster_images::find::check_there;
-use deepcluster_images::{Batch, BatchLoader, Cached, LoaderOptions, Reads, Request, Source, View, sampler};
+use crate::pictures::Pictures;
+use crate::saver::Saver;
+use deepcluster_domain::{EpochId, RunSpec, Seeds};
+use deepcluster_images::{Batch, BatchLoader, LoaderOptions, Request, View, sampler};
 use deepcluster_network::checkpoint::TrainingProgress;
 use deepcluster_network::{Network, NetworkError, Runtime, SgdOptions, TrainingPass};
 use deepcluster_proto::FieldError;
@@ -12,13 +12,9 @@ use deepcluster_proto::v1::{File, Progress, SkippedImage, TrainRequest, TrainRes
 use deepcluster_service::JobContext;
 use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
-use deepcluster_volume::image_list::{self, ImageEntry};
-use deepcluster_volume::pixels::PixelsFile;
-use deepcluster_volume::publish::TEMPORARY;
-use deepcluster_volume::{Volume, npy};
+use deepcluster_volume::npy;
 use metrics::{counter, gauge, histogram};
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 use tonic::Status;
@@ -30,9 +26,9 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     let spec = requests::network_spec(request.network.as_ref(), request.seed)?;
     let output = requests::output(&place.volume, &request.output)?;
     let sgd = sgd_of(request)?;
-    let mut saver = Saver::of(place, request)?;
+    let mut saver = Saver::of(&place.volume, &request.save_every, &request.save_to)?;
     let lesson = Arc::new(Lesson::of(place, request)?);
-    lesson.check_there()?;
+    lesson.pictures.check_there()?;
     let total = lesson.order.len() as u64;
     tell(context, "load", 0, total, 0.0)?;
 
@@ -43,7 +39,7 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     let pupil = Arc::clone(&lesson);
     let batches = BatchLoader::start(lesson.order.len(), move |step| pupil.request(step), options, None)
         .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-    let mut reads = lesson.unfit.clone();
+    let mut reads = lesson.pictures.unfit.clone();
     for (step, mut batch) in (progress.steps..).zip(Waited(batches)) {
         reads += std::mem::take(&mut batch.reads);
         let drawn = &lesson.order[batch.first..batch.first + batch.len];
@@ -74,14 +70,14 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
         let done = (batch.first + batch.len) as u64;
         tell(context, "images", done, total, progress.loss_sum / progress.n_images.max(1) as f64)?;
         if done < total {
-            saver.save_if_due(&pass, &progress, context)?;
+            saver.save_if_due(progress.steps, context, |path| pass.save(path, &progress))?;
         }
     }
     if progress.steps < lesson.order.len().div_ceil(request.batch as usize) as u64 {
         return Err(Status::internal("the images ended before the epoch did; see the log of the trainer"));
     }
     if !progress.skipped.is_empty() {
-        lesson.check_there()?;
+        lesson.pictures.check_there()?;
     }
     if progress.n_images == 0 {
         return Err(Status::invalid_argument("there was nothing to train on: of the images drawn, none could be read"));
@@ -120,105 +116,30 @@ fn begin(
 
 /// Which images are shown in which order, and as what.
 struct Lesson {
-    folder: PathBuf,
-    entries: Vec<ImageEntry>,
+    pictures: Pictures,
     labels: Vec<i32>,
-    /// Rows of `entries`.
+    /// Rows of the images.
     order: Vec<usize>,
     seeds: Seeds,
-    /// What the files contained when they were first read, for as many images as that is known of.
-    digests: Vec<i64>,
-    /// Decoded images by the first of their rows.
-    cache: BTreeMap<usize, Arc<PixelsFile>>,
-    /// Files of the cache that could not be opened.
-    unfit: Reads,
 }
 
 impl Lesson {
     fn of(place: &Place, request: &TrainRequest) -> Result<Self, Status> {
-        let images = request.images.as_ref().ok_or_else(|| FieldError::new("images", "is missing"))?;
-        let folder = requests::images_folder(&place.images, &images.root)?;
-        let list = requests::verified(&place.volume, "images.list", images.list.as_ref())?;
-        let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
+        let pictures = Pictures::of(place, request.images.as_ref(), &request.digests, &request.cache)?;
         let labels = requests::verified(&place.volume, "labels", request.labels.as_ref())?;
         let labels = npy::read_i32(&labels).map_err(|error| volume_status(&error))?;
-        if labels.len() != entries.len() || labels.iter().any(|label| *label >= request.k as i32) {
+        if labels.len() != pictures.entries.len() || labels.iter().any(|label| *label >= request.k as i32) {
             return Err(FieldError::new("labels", "are not those of these images and k").into());
         }
         let seeds = Seeds::new(request.seed, EpochId(request.epoch)).retried(request.retry);
         let order = sampler::uniform_over_clusters(&labels, request.reassign, seeds);
-        let mut digests = vec![UNKNOWN; entries.len()];
-        for of_shard in &request.digests {
-            let path = requests::verified(&place.volume, "digests", of_shard.file.as_ref())?;
-            let known = npy::read_i64(&path).map_err(|error| volume_status(&error))?;
-            let first = of_shard.first_image as usize;
-            let rows = first.checked_add(known.len()).and_then(|end| digests.get_mut(first..end));
-            rows.ok_or_else(|| FieldError::new("digests", "are not of these images"))?.copy_from_slice(&known);
-        }
-        let (mut cache, mut unfit) = (BTreeMap::new(), Reads::default());
-        for cached in &request.cache {
-            let path = place.volume.resolve(&cached.path).map_err(|error| FieldError::new("cache", error))?;
-            cache.extend(unfit.open(&path).map(|file| (cached.first_image as usize, file)));
-        }
-        Ok(Self { folder, entries, labels, order, seeds, digests, cache, unfit })
-    }
-
-    fn check_there(&self) -> Result<(), FieldError> {
-        check_there(&self.folder, &self.entries).map_err(|error| FieldError::new("images", error))
+        Ok(Self { pictures, labels, order, seeds })
     }
 
     /// The image that is shown at a place of the order.
     fn request(&self, step: usize) -> Request {
-        let image = self.order[step];
-        let entry = &self.entries[image];
-        let shard = self.cache.range(..=image).next_back();
-        let cached = shard.map(|(first, file)| Cached { file: Arc::clone(file), index: image - first });
-        let expected = Expected { bytes: entry.bytes, digest: self.digests[image] };
-        let source = Source { path: self.folder.join(entry.as_path()), expected, cached };
+        let source = self.pictures.source(self.order[step]);
         Request { source: Some(source), view: View::Random { seeds: self.seeds, step: step as u64 } }
-    }
-}
-
-/// Saves an epoch of training on its way.
-struct Saver<'a> {
-    volume: &'a Volume,
-    /// How often and where to; none when it need not be saved.
-    wish: Option<(SaveEvery, &'a str)>,
-    last: Instant,
-}
-
-impl<'a> Saver<'a> {
-    fn of(place: &'a Place, request: &'a TrainRequest) -> Result<Self, Status> {
-        let wish = match request.save_every.as_str() {
-            "" => None,
-            every => {
-                let every = every.parse().map_err(|error| FieldError::new("save_every", error))?;
-                place.volume.resolve(&request.save_to).map_err(|error| FieldError::new("save_to", error))?;
-                Some((every, request.save_to.as_str()))
-            }
-        };
-        Ok(Self { volume: &place.volume, wish, last: Instant::now() })
-    }
-
-    fn save_if_due(
-        &mut self,
-        pass: &TrainingPass,
-        progress: &TrainingProgress,
-        context: &JobContext<TrainSaved>,
-    ) -> Result<(), Status> {
-        let Some((every, to)) = self.wish else { return Ok(()) };
-        let due = match every {
-            SaveEvery::Seconds(seconds) => self.last.elapsed().as_secs() >= u64::from(seconds),
-            SaveEvery::Steps(steps) => progress.steps.is_multiple_of(u64::from(steps)),
-        };
-        if !due {
-            return Ok(());
-        }
-        let path = self.volume.resolve(&format!("{to}.{}{TEMPORARY}", progress.steps)).map_err(|error| volume_status(&error))?;
-        let digest = pass.save(&path, progress).map_err(status)?;
-        let record = self.volume.record(&path, digest).map_err(|error| volume_status(&error))?;
-        self.last = Instant::now();
-        context.saved(TrainSaved { file: Some(file_to_wire(&record)), steps: progress.steps })
     }
 }
 
@@ -238,7 +159,7 @@ fn sgd_of(request: &TrainRequest) -> Result<SgdOptions, FieldError> {
 }
 
 /// Closes the gaps that unreadable images leave in a batch.
-fn drop_unreadable(batch: &mut Batch, targets: &mut Vec<i64>) {
+pub(crate) fn drop_unreadable(batch: &mut Batch, targets: &mut Vec<i64>) {
     if batch.unreadable.is_empty() {
         return;
     }
@@ -253,11 +174,11 @@ fn drop_unreadable(batch: &mut Batch, targets: &mut Vec<i64>) {
     });
 }
 
-fn tell(context: &JobContext<TrainSaved>, phase: &str, done: u64, total: u64, loss: f64) -> Result<(), Status> {
+pub(crate) fn tell<S>(context: &JobContext<S>, phase: &str, done: u64, total: u64, loss: f64) -> Result<(), Status> {
     context.progress(Progress { phase: phase.to_owned(), done, total, loss })
 }
 
-fn status(error: NetworkError) -> Status {
+pub(crate) fn status(error: NetworkError) -> Status {
     match &error {
         NetworkError::Volume(error) => volume_status(error),
         NetworkError::NotFinite { .. } => Status::out_of_range(error.to_string()),

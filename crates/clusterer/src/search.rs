@@ -1,0 +1,92 @@
+//! One search for similar images, from request to result.
+
+use crate::cluster::{Output, open, status, teller};
+use deepcluster_clustering::search::{Searched, queries, search as find};
+use deepcluster_clustering::{ClusteringError, Features, Whitening};
+use deepcluster_domain::{EpochId, Seeds};
+use deepcluster_proto::FieldError;
+use deepcluster_proto::v1::{SearchRequest, SearchResult};
+use deepcluster_service::JobContext;
+use deepcluster_service::requests::{self, volume_status};
+use deepcluster_volume::Volume;
+use deepcluster_volume::npy;
+use tonic::Status;
+
+/// Queries that are in memory at a time, in values.
+const QUERIES: usize = 1 << 26;
+
+/// Finds the most similar features of each query and publishes them.
+pub(crate) fn search(volume: &Volume, request: &SearchRequest, context: &JobContext) -> Result<SearchResult, Status> {
+    let output = Output { volume, folder: requests::output(volume, &request.output)? };
+    if !(1..=100_000).contains(&request.neighbours) {
+        return Err(FieldError::new("neighbours", "must lie between 1 and 100000").into());
+    }
+    if request.whitened && request.whiten.is_none() {
+        return Err(FieldError::new("whiten", "is missing").into());
+    }
+    let features = open(volume, &request.features, None)?;
+    let asked = match request.queries.as_slice() {
+        [] => None,
+        queries => Some(open(volume, queries, None)?),
+    };
+    let failed = |error| status(error, None);
+    let mut tell = teller(context);
+    let whitening = whitening(volume, request, &features, &mut tell)?;
+    let points = match &whitening {
+        Some(whitening) if !request.whitened => {
+            Some(whitening.apply(&features, &output.folder.join("points.npy"), &mut tell).map_err(failed)?)
+        }
+        _ => None,
+    };
+    let rows: Vec<usize> = features.kept_rows().collect();
+    let searched = match &points {
+        Some(points) => Searched::Whitened(points, &rows),
+        None => Searched::Raw(&features),
+    };
+    let wanted = asked.as_ref().unwrap_or(&features);
+    // Whitened rows are searched for as they are.
+    let by = whitening.as_ref().filter(|_| asked.is_some() || !request.whitened);
+    let (mut neighbours, mut similarities, mut n) = (Vec::new(), Vec::new(), 0);
+    let each = (QUERIES / wanted.width().max(1)).max(1);
+    for first in (0..wanted.n_rows()).step_by(each) {
+        let part = first..wanted.n_rows().min(first + each);
+        let rows = queries(wanted, by, part.clone()).map_err(failed)?;
+        let own: Option<Vec<usize>> = asked.is_none().then(|| part.collect());
+        let found = find(&searched, &rows, request.neighbours as usize, own.as_deref(), &mut tell).map_err(failed)?;
+        neighbours.extend(found.neighbours);
+        similarities.extend(found.similarities);
+        n = found.n;
+    }
+    let shape = [wanted.n_rows(), n];
+    let published = |error| volume_status(&error);
+    Ok(SearchResult {
+        neighbours: Some(
+            output.publish("neighbours.npy", |path| npy::publish_i32_matrix(path, &shape, &neighbours).map_err(published))?,
+        ),
+        similarities: Some(
+            output.publish("similarities.npy", |path| npy::publish_f32(path, &shape, &similarities).map_err(published))?,
+        ),
+    })
+}
+
+/// The whitening that a request wants, if any.
+fn whitening(
+    volume: &Volume,
+    request: &SearchRequest,
+    features: &Features,
+    tell: &mut deepcluster_clustering::Progress<'_>,
+) -> Result<Option<Whitening>, Status> {
+    let failed = |error: ClusteringError| status(error, None);
+    match (&request.whiten, request.pca) {
+        (Some(file), _) => {
+            let path = requests::verified(volume, "whiten", Some(file))?;
+            Whitening::read(&path).map(Some).map_err(failed)
+        }
+        (None, 0) => Ok(None),
+        (None, pca @ 1..=65_536) => {
+            let seeds = Seeds::new(request.seed, EpochId(0));
+            Whitening::fit(features, pca as usize, seeds, tell).map(Some).map_err(failed)
+        }
+        (None, _) => Err(FieldError::new("pca", "must be at most 65536").into()),
+    }
+}
