@@ -46,8 +46,11 @@ pub async fn assign(run_dir: &Path, images: &[PathBuf], as_json: bool) -> Result
     }
 }
 
-/// A run's folder is `VOLUME/runs/RUN`.
-fn volume_and_run(run_dir: &Path) -> Result<(PathBuf, String), Failure> {
+/// The volume and the name of a run, whose folder is `VOLUME/runs/RUN`.
+///
+/// # Errors
+/// When the folder lies elsewhere.
+pub fn volume_and_run(run_dir: &Path) -> Result<(PathBuf, String), Failure> {
     let misplaced = || Failure::usage(format!("{} does not lie in the runs of a volume", run_dir.display()));
     let real = fs::canonicalize(run_dir).map_err(|error| Failure::usage(format!("{}: {error}", run_dir.display())))?;
     let run_id = real.file_name().and_then(|name| name.to_str()).ok_or_else(misplaced)?;

@@ -1,13 +1,16 @@
 //! Calls to the workers of this machine, and when they said how far they were.
 
-use super::forecast::Cost;
+use crate::embedded::Stack;
 use crate::failure::Failure;
+use crate::plan::Cost;
 use deepcluster_proto::v1::clusterer_client::ClustererClient;
 use deepcluster_proto::v1::extractor_client::ExtractorClient;
 use deepcluster_proto::v1::trainer_client::TrainerClient;
 use deepcluster_proto::v1::{
-    ClusterRequest, ClusterResult, ExtractRequest, ExtractResult, Progress, TrainRequest, TrainResult, cluster_response,
-    extract_response, train_response,
+    ClusterRequest, ClusterResponse, ClusterResult, ExtractRequest, ExtractResponse, ExtractResult, File, ProbeRequest,
+    ProbeResponse, ProbeResult, Progress, ScoreRequest, ScoreResponse, ScoreResult, SearchRequest, SearchResponse, SearchResult,
+    TrainRequest, TrainResponse, TrainResult, TrainSaved, cluster_response, extract_response, probe_response, score_response,
+    search_response, train_response,
 };
 use deepcluster_service::tls::ClientSecurity;
 use std::time::{Duration, Instant};
@@ -47,11 +50,29 @@ impl Timeline {
     }
 }
 
+/// Told how far a call has come.
+pub type Told<'a> = dyn FnMut(&Progress) + 'a;
+
+/// How often a call is made again whose worker has died over it.
+const TRIES: usize = 5;
+
 /// The workers.
 pub struct Calls {
     extractor: ExtractorClient<Channel>,
     clusterer: ClustererClient<Channel>,
     trainer: TrainerClient<Channel>,
+}
+
+impl Calls {
+    /// To the workers of a stack.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn of(stack: &Stack) -> Result<Self, Failure> {
+        let address = |name: &str| stack.service(name).map(|(address, _)| address);
+        let of = |name: &str| address(name).ok_or_else(|| Failure::other(format!("there is no {name}")));
+        Self::to(&of("extractor-0")?, &of("clusterer")?, &of("trainer")?)
+    }
 }
 
 /// What a message of a stream says.
@@ -82,14 +103,14 @@ impl Calls {
     ///
     /// # Errors
     /// What the extractor says.
-    pub async fn extract(&self, request: &ExtractRequest) -> Result<(Timeline, ExtractResult), Failure> {
+    pub async fn extract(&self, request: &ExtractRequest, told: &mut Told<'_>) -> Result<(Timeline, ExtractResult), Failure> {
         let call = async || self.extractor.clone().extract(request.clone()).await;
-        follow("extractor", call, |message| match message.update {
+        let word = |message: ExtractResponse| match message.update {
             Some(extract_response::Update::Progress(progress)) => Word::Progress(progress),
             Some(extract_response::Update::Result(result)) => Word::Result(result),
             None => Word::Nothing,
-        })
-        .await
+        };
+        follow("extractor", call, word, told).await
     }
 
     /// Clusters features.
@@ -98,12 +119,12 @@ impl Calls {
     /// What the clusterer says.
     pub async fn cluster(&self, request: &ClusterRequest) -> Result<(Timeline, ClusterResult), Failure> {
         let call = async || self.clusterer.clone().cluster(request.clone()).await;
-        follow("clusterer", call, |message| match message.update {
+        let word = |message: ClusterResponse| match message.update {
             Some(cluster_response::Update::Progress(progress)) => Word::Progress(progress),
             Some(cluster_response::Update::Result(result)) => Word::Result(result),
             Some(cluster_response::Update::Saved(_)) | None => Word::Nothing,
-        })
-        .await
+        };
+        follow("clusterer", call, word, &mut |_| {}).await
     }
 
     /// Trains an epoch.
@@ -112,24 +133,126 @@ impl Calls {
     /// What the trainer says.
     pub async fn train(&self, request: &TrainRequest) -> Result<(Timeline, TrainResult), Failure> {
         let call = async || self.trainer.clone().train(request.clone()).await;
-        follow("trainer", call, |message| match message.update {
+        let word = |message: TrainResponse| match message.update {
             Some(train_response::Update::Progress(progress)) => Word::Progress(progress),
             Some(train_response::Update::Result(result)) => Word::Result(result),
             Some(train_response::Update::Saved(_)) | None => Word::Nothing,
-        })
-        .await
+        };
+        follow("trainer", call, word, &mut |_| {}).await
     }
 }
 
-/// Follows a call to its result; one that comes before the worker is ready is made again.
+/// What evaluations ask for.
+impl Calls {
+    /// Searches for similar features.
+    ///
+    /// # Errors
+    /// What the clusterer says.
+    pub async fn search(&self, request: &SearchRequest, told: &mut Told<'_>) -> Result<SearchResult, Failure> {
+        let call = async || self.clusterer.clone().search(request.clone()).await;
+        let word = |message: SearchResponse| match message.update {
+            Some(search_response::Update::Progress(progress)) => Word::Progress(progress),
+            Some(search_response::Update::Result(result)) => Word::Result(result),
+            None => Word::Nothing,
+        };
+        Ok(follow("clusterer", call, word, told).await?.1)
+    }
+
+    /// Counts what probes get right.
+    ///
+    /// # Errors
+    /// What the trainer says.
+    pub async fn score(&self, request: &ScoreRequest, told: &mut Told<'_>) -> Result<ScoreResult, Failure> {
+        let call = async || self.trainer.clone().score(request.clone()).await;
+        let word = |message: ScoreResponse| match message.update {
+            Some(score_response::Update::Progress(progress)) => Word::Progress(progress),
+            Some(score_response::Update::Result(result)) => Word::Result(result),
+            None => Word::Nothing,
+        };
+        Ok(follow("trainer", call, word, told).await?.1)
+    }
+
+    /// Teaches probes; `saved` is told what another call could go on from, and tells what this one shall.
+    ///
+    /// # Errors
+    /// What the trainer says.
+    pub async fn probe(
+        &self,
+        request: &ProbeRequest,
+        told: &mut Told<'_>,
+        saved: &mut dyn FnMut(TrainSaved) -> Result<File, Failure>,
+    ) -> Result<ProbeResult, Failure> {
+        let (mut request, mut failed) = (request.clone(), None);
+        for _ in 0..TRIES {
+            let (mut latest, mut unkept) = (None, None);
+            let call = async || self.trainer.clone().probe(request.clone()).await;
+            let word = |message: ProbeResponse| match message.update {
+                Some(probe_response::Update::Progress(progress)) => Word::Progress(progress),
+                Some(probe_response::Update::Result(result)) => Word::Result(result),
+                Some(probe_response::Update::Saved(file)) => {
+                    match saved(file) {
+                        Ok(file) => latest = Some(file),
+                        Err(failure) => unkept = Some(failure),
+                    }
+                    Word::Nothing
+                }
+                None => Word::Nothing,
+            };
+            let outcome = follow_once("trainer", call, word, told).await;
+            if let Some(failure) = unkept {
+                return Err(failure);
+            }
+            match outcome {
+                Ok((_, result)) => return Ok(result),
+                Err(Ended::Failed(failure)) => return Err(failure),
+                // The worker is started again, and goes on from what it has saved.
+                Err(Ended::Died(failure)) => failed = Some(failure),
+            }
+            request.saved = latest.or(request.saved);
+        }
+        Err(failed.unwrap_or_else(|| Failure::other("the trainer has died")))
+    }
+}
+
+/// How a call ended without a result.
+enum Ended {
+    /// The worker said no.
+    Failed(Failure),
+    /// The worker is gone; another call may do.
+    Died(Failure),
+}
+
+/// Follows a call to its result, and makes it again where its worker dies.
 async fn follow<M, R>(
     worker: &str,
     call: impl AsyncFn() -> Result<Response<Streaming<M>>, Status>,
     word: impl Fn(M) -> Word<R>,
+    told: &mut Told<'_>,
 ) -> Result<(Timeline, R), Failure> {
+    let mut failed = None;
+    for _ in 0..TRIES {
+        match follow_once(worker, &call, &word, told).await {
+            Ok(done) => return Ok(done),
+            Err(Ended::Failed(failure)) => return Err(failure),
+            Err(Ended::Died(failure)) => failed = Some(failure),
+        }
+    }
+    Err(failed.unwrap_or_else(|| Failure::other(format!("the {worker} has died"))))
+}
+
+/// Follows a call to its result; one that comes before the worker is ready is made again.
+async fn follow_once<M, R>(
+    worker: &str,
+    call: impl AsyncFn() -> Result<Response<Streaming<M>>, Status>,
+    mut word: impl FnMut(M) -> Word<R>,
+    told: &mut Told<'_>,
+) -> Result<(Timeline, R), Ended> {
     let failed = |status: Status| match status.code() {
-        Code::InvalidArgument => Failure::usage(status.message()),
-        _ => Failure::other(format!("{worker}: {}", status.message())),
+        Code::InvalidArgument => Ended::Failed(Failure::usage(status.message())),
+        Code::Unavailable | Code::Unknown | Code::Cancelled => {
+            Ended::Died(Failure::other(format!("{worker}: {}", status.message())))
+        }
+        _ => Ended::Failed(Failure::other(format!("{worker}: {}", status.message()))),
     };
     let first = Instant::now();
     let (start, mut stream) = loop {
@@ -147,6 +270,7 @@ async fn follow<M, R>(
         match word(message) {
             Word::Result(result) => return Ok((Timeline { marks, seconds: start.elapsed().as_secs_f64() }, result)),
             Word::Progress(progress) => {
+                told(&progress);
                 // Said again where nothing has moved.
                 if marks.last().is_none_or(|(phase, done, _)| (phase, *done) != (&progress.phase, progress.done)) {
                     marks.push((progress.phase, progress.done, start.elapsed().as_secs_f64()));
@@ -155,7 +279,7 @@ async fn follow<M, R>(
             Word::Nothing => {}
         }
     }
-    Err(Failure::other(format!("{worker}: it ended without a result")))
+    Err(Ended::Died(Failure::other(format!("{worker}: it ended without a result"))))
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ impl ServicesArgs {
 /// The running services.
 pub struct Stack {
     services: Vec<Service>,
-    /// Address of the coordinator.
+    /// Address of the coordinator; empty where there is none.
     pub server: String,
 }
 
@@ -120,6 +120,36 @@ impl Stack {
     /// # Errors
     /// When the volume cannot be written or a program is missing.
     pub fn start(volume: &Path, args: &ServicesArgs) -> Result<Self, Failure> {
+        let mut stack = Self::prepare(volume, args)?;
+        let n_extractors = args.extractors;
+        let address = |service: &Service| service.listener.local_addr().map(|address| address.to_string());
+        let addresses: Vec<String> =
+            stack.services.iter().map(address).collect::<Result<_, _>>().map_err(|error| Failure::other(error.to_string()))?;
+        let mut arguments = vec![
+            format!("--extractors={}", addresses[..n_extractors].join(",")),
+            format!("--clusterer={}", addresses[n_extractors]),
+            format!("--trainer={}", addresses[n_extractors + 1]),
+        ];
+        arguments.extend(args.cache_limit.as_ref().map(|limit| format!("--cache-limit={limit}")));
+        let volume = fs::canonicalize(volume).map_err(|error| Failure::usage(format!("{}: {error}", volume.display())))?;
+        let mut coordinator = Service::new("coordinator", "coordinator", 1, &volume, arguments)?;
+        // No run starts before one is asked for; when the coordinator dies later, that one must go on by itself.
+        coordinator.at_first.push("--start-paused".to_owned());
+        stack.server = address(&coordinator).map_err(|error| Failure::other(error.to_string()))?;
+        stack.services.push(coordinator);
+        stack.begin()
+    }
+
+    /// Starts the workers alone, which own nothing: somebody else may own the volume.
+    ///
+    /// # Errors
+    /// As [`Stack::start`].
+    pub fn workers(volume: &Path, args: &ServicesArgs) -> Result<Self, Failure> {
+        Self::prepare(volume, args)?.begin()
+    }
+
+    /// Workers that are yet to be started.
+    fn prepare(volume: &Path, args: &ServicesArgs) -> Result<Self, Failure> {
         let n_extractors = args.extractors;
         publish::create_folder(&volume.join("logs"))?;
         let volume = fs::canonicalize(volume).map_err(|error| Failure::usage(format!("{}: {error}", volume.display())))?;
@@ -135,26 +165,15 @@ impl Stack {
         for (name, kind, threads) in extractors.chain(workers) {
             services.push(Service::new(&name, kind, threads, &volume, Vec::new())?);
         }
-        let address = |service: &Service| service.listener.local_addr().map(|address| address.to_string());
-        let addresses: Vec<String> =
-            services.iter().map(address).collect::<Result<_, _>>().map_err(|error| Failure::other(error.to_string()))?;
-        let mut arguments = vec![
-            format!("--extractors={}", addresses[..n_extractors].join(",")),
-            format!("--clusterer={}", addresses[n_extractors]),
-            format!("--trainer={}", addresses[n_extractors + 1]),
-        ];
-        arguments.extend(args.cache_limit.as_ref().map(|limit| format!("--cache-limit={limit}")));
-        let mut coordinator = Service::new("coordinator", "coordinator", 1, &volume, arguments)?;
-        // No run starts before one is asked for; when the coordinator dies later, that one must go on by itself.
-        coordinator.at_first.push("--start-paused".to_owned());
-        services.push(coordinator);
-        let server = services.last().map(address).transpose().map_err(|error| Failure::other(error.to_string()))?;
-        let mut stack = Self { services, server: server.unwrap_or_default() };
-        for service in &mut stack.services {
+        Ok(Self { services, server: String::new() })
+    }
+
+    fn begin(mut self) -> Result<Self, Failure> {
+        for service in &mut self.services {
             service.start()?;
             tokio::spawn(ask(service.listener.local_addr().ok(), Arc::clone(&service.unanswered)));
         }
-        Ok(stack)
+        Ok(self)
     }
 
     /// Address and process of a service, by its name.

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod assign;
+mod calls;
 mod client;
 mod demo_images;
 mod embedded;
+mod eval;
 mod failure;
 mod local;
 mod plan;
@@ -22,6 +24,7 @@ use deepcluster_proto::run_spec_to_wire;
 use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
 use embedded::ServicesArgs;
+use eval::Eval;
 use failure::{Failure, say};
 use plan::PlanArgs;
 use serde_json::json;
@@ -153,6 +156,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say how good a run's features and clusters are, by the field's protocols
+    #[command(subcommand)]
+    Eval(Eval),
     /// Check every file of a volume, or of one run, against what its records promise
     Verify {
         /// The volume
@@ -268,6 +274,7 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Labels { run_dir, json } => local::labels(&run_dir, json),
         Command::Assign { run_dir, images, json } => assign::assign(&run_dir, &images, json).await,
         Command::Export { run_dir, to, json } => local::export(&run_dir, &to, json),
+        Command::Eval(eval) => eval.run().await,
         Command::Verify { volume, run, repair, json } => verify::verify(&volume, run.as_deref(), repair, json),
         Command::DemoImages { dir, count, size, seed, json } => {
             let n = DemoImages { count, size, seed }.write(&dir).map_err(|error| Failure::usage(error.to_string()))?;

@@ -1,20 +1,20 @@
 //! `plan`: what a run would take, before anything runs.
 
 mod calibration;
-mod calls;
 mod forecast;
 
+use crate::calls::Calls;
 use crate::demo_images::DemoImages;
 use crate::embedded::{ServicesArgs, Stack};
 use crate::failure::{Failure, say};
 use crate::train::{images_below_root, while_alive};
 use calibration::Site;
-use calls::Calls;
 use deepcluster_domain::RunSpec;
 use deepcluster_domain::space::human;
 use deepcluster_images::find_images;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::{Volume, space};
+pub use forecast::Cost;
 use forecast::{Forecast, Seconds, Task};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

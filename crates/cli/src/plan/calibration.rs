@@ -4,8 +4,8 @@
 //! 2. Extraction that decodes, two pieces of training with batches of two sizes, and extraction from the cache.
 //! 3. Clustering of rows that are mixed from the features of the sample, for the matrices to have their real width.
 
-use super::calls::{Calls, Timeline};
 use super::forecast::{Calibration, Cost, Footprint};
+use crate::calls::{Calls, Timeline};
 use crate::failure::Failure;
 use deepcluster_domain::RunSpec;
 use deepcluster_domain::spec::{KMEANS_ITERATIONS, MOMENTUM};
@@ -169,7 +169,7 @@ impl Site<'_> {
             cache: later.map(|_| cached_sample()),
             ..ExtractRequest::default()
         };
-        self.calls.extract(&request).await
+        self.calls.extract(&request, &mut |_| {}).await
     }
 
     async fn train(

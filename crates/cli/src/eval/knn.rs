@@ -1,0 +1,127 @@
+//! `eval knn`: the classes of the k most similar training images vote, weighted by exp(similarity / temperature)
+//! (Wu, Xiong, Yu, Lin 2018).
+
+use super::site::Site;
+use super::subject::{Subject, SubjectArgs};
+use crate::failure::{Failure, say};
+use deepcluster_domain::ranking::knn_vote;
+use deepcluster_proto::v1::{ExtractRequest, Progress, SearchRequest};
+use deepcluster_service::requests::record_of;
+use deepcluster_volume::npy;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// What votes, and how.
+#[derive(clap::Args)]
+pub struct KnnArgs {
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Training images, in one folder a class
+    #[arg(long, value_name = "FOLDER")]
+    train: PathBuf,
+    /// Test images, in one folder a class
+    #[arg(long, value_name = "FOLDER")]
+    test: PathBuf,
+    /// Compare activations of this layer instead of the embedding: conv1 … conv5, layer1 … layer4, pool, fc6, fc7, or several with
+    /// commas
+    #[arg(long, value_name = "LAYER", value_delimiter = ',')]
+    layer: Vec<String>,
+    /// About how many values of a layer's maps are compared, by maxima over windows
+    #[arg(long, default_value_t = 9216, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    values: u32,
+    /// Whiten by a PCA of the training images to so many dimensions first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pca: Option<u32>,
+    /// Neighbours that vote
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    k: u32,
+    /// The smaller, the more the most similar count
+    #[arg(long, default_value_t = 0.07, value_name = "T")]
+    temperature: f64,
+}
+
+/// What the name of an embedding is where there are layers beside it.
+const EMBEDDING: &str = "embedding";
+
+impl KnnArgs {
+    /// Lets them vote and prints how many were right.
+    ///
+    /// # Errors
+    /// When run, layers or images do not do, or a worker fails.
+    pub async fn run(&self) -> Result<(), Failure> {
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return Err(Failure::usage(format!("--temperature {} is not above 0", self.temperature)));
+        }
+        let subject = self.subject.find()?;
+        let layers = subject.layers(&self.layer, Vec::new())?;
+        let name = format!("knn-{}", std::process::id());
+        subject
+            .with_site(&name, self.subject.json, async |site| {
+                let outcome = self.evaluate(&subject, site, &layers).await;
+                site.clean()?;
+                outcome
+            })
+            .await
+    }
+
+    async fn evaluate(&self, subject: &Subject, site: &Site<'_>, layers: &[String]) -> Result<(), Failure> {
+        let train = site.classified("train", &self.train, None)?;
+        let test = site.classified("test", &self.test, Some(&train.names))?;
+        let wanted: Vec<Option<&String>> = if layers.is_empty() { vec![None] } else { layers.iter().map(Some).collect() };
+        for layer in wanted {
+            let label = layer.map_or(EMBEDDING, String::as_str);
+            let change = |request: &mut ExtractRequest| {
+                request.layer = layer.cloned().unwrap_or_default();
+                request.values = self.values;
+            };
+            let request = SearchRequest {
+                features: site.extract(&train, label, &change).await?,
+                queries: site.extract(&test, label, &change).await?,
+                neighbours: self.k,
+                pca: self.pca.unwrap_or(0),
+                seed: subject.spec.seed,
+                output: subject.volume.relative(&site.folder)?,
+                device: subject.spec.device.to_string(),
+                ..SearchRequest::default()
+            };
+            let mut told = |progress: &Progress| site.told(&progress.phase, progress.done, progress.total, 0.0);
+            let found = site.calls.search(&request, &mut told).await?;
+            let path = |field, file: Option<&_>| {
+                let record = record_of(field, file).map_err(|error| Failure::other(error.to_string()))?;
+                Ok::<_, Failure>(subject.volume.verified(&record)?)
+            };
+            let ([_, k], neighbours) = npy::read_i32_matrix(&path("neighbours", found.neighbours.as_ref())?)?;
+            let (_, similarities) = npy::read_f32(&path("similarities", found.similarities.as_ref())?)?;
+            let (hits, n) = self.hits(&train.classes, &test.classes, train.names.len(), k, (&neighbours, &similarities));
+            self.print(subject, label, hits, n)?;
+        }
+        Ok(())
+    }
+
+    /// Test images that were voted into their class, and how many there are.
+    fn hits(&self, train: &[i32], test: &[i32], n_classes: usize, k: usize, found: (&[i32], &[f32])) -> (usize, usize) {
+        let rows = found.0.chunks_exact(k.max(1)).zip(found.1.chunks_exact(k.max(1)));
+        let (mut hits, mut n) = (0, 0);
+        for ((neighbours, similarities), class) in rows.zip(test).filter(|(_, class)| **class >= 0) {
+            // An image that could not be read has no features, and so no vote.
+            let voters = neighbours.iter().zip(similarities);
+            let voters = voters.filter_map(|(row, similarity)| Some((*train.get(*row as usize)?, *similarity)));
+            let (classes, similarities): (Vec<i32>, Vec<f32>) = voters.filter(|(class, _)| *class >= 0).unzip();
+            hits += usize::from(knn_vote(&similarities, &classes, self.temperature, n_classes) == *class);
+            n += 1;
+        }
+        (hits, n)
+    }
+
+    fn print(&self, subject: &Subject, layer: &str, hits: usize, n: usize) -> Result<(), Failure> {
+        let top1 = hits as f64 / n.max(1) as f64;
+        if self.subject.json {
+            return say(json!({
+                "event": "knn", "epoch": subject.epoch, "layer": layer, "k": self.k, "temperature": self.temperature,
+                "pca": self.pca, "top1": top1, "images": n,
+            }));
+        }
+        let whitened = self.pca.map_or(String::new(), |pca| format!(", whitened to {pca}"));
+        say(format!("{}  {layer}{whitened}: {:.1} % of {n} by {} neighbours", subject.name(), top1 * 100.0, self.k))
+    }
+}

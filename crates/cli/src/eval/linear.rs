@@ -1,0 +1,206 @@
+//! `eval linear`: linear probes of every layer, all taught by the same passes through the frozen network.
+//!
+//! What they have learned lies on the volume under a name that follows from what was asked, so that the same command goes on
+//! where it was interrupted.
+
+use super::site::{Listed, Site};
+use super::subject::{Subject, SubjectArgs};
+use crate::failure::{Failure, say};
+use deepcluster_domain::SaveEvery;
+use deepcluster_domain::layers::{PROBED_VALUES, probed_layers};
+use deepcluster_proto::v1::{
+    ClassifiedImages, File, LayerHits, ProbeRequest, Probes, Progress, ScoreRequest, ScoreResult, TrainSaved,
+};
+use deepcluster_service::requests::{file_to_wire, record_of};
+use deepcluster_volume::{FileRecord, publish};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How probes are taught.
+#[derive(clap::Args)]
+pub struct LinearArgs {
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Training images, in one folder a class
+    #[arg(long, value_name = "FOLDER")]
+    train: PathBuf,
+    /// Test images, in one folder a class
+    #[arg(long, value_name = "FOLDER")]
+    test: PathBuf,
+    /// Probe these layers alone, with commas: conv1 … conv5, layer1 … layer4, pool, fc6, fc7; without it, all convolutions or
+    /// stages
+    #[arg(long, value_name = "LAYER", value_delimiter = ',')]
+    layer: Vec<String>,
+    /// Passes over the training images
+    #[arg(long, default_value_t = 90, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    epochs: u32,
+    /// About how many values of a layer a probe sees, by maxima over windows
+    #[arg(long, default_value_t = PROBED_VALUES, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    values: u32,
+    /// Show the probes standardised values, which need fewer epochs
+    #[arg(long)]
+    standardise: bool,
+    /// Learning rate at the beginning; it decays as lr / √(1 + lr · decay · steps)
+    #[arg(long, default_value_t = 0.01, value_name = "RATE")]
+    lr: f64,
+    /// Weight decay
+    #[arg(long, default_value_t = 1e-4, value_name = "DECAY")]
+    weight_decay: f64,
+    /// Images of one step
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=65_536))]
+    batch: u32,
+    /// Test with the average over ten crops of each image
+    #[arg(long)]
+    ten_crops: bool,
+    /// How often the probes are saved: a duration like 90s, 5m or 1h, or a number of steps
+    #[arg(long, default_value = "1m", value_name = "EVERY")]
+    checkpoint_every: SaveEvery,
+}
+
+/// Momentum of the probes' SGD (paper, section 4.2).
+const MOMENTUM: f64 = 0.9;
+
+/// Where it stands what the probes of an interrupted command have learned.
+const SAVED: &str = "saved.json";
+
+impl LinearArgs {
+    /// Teaches probes and prints a table of what they get right.
+    ///
+    /// # Errors
+    /// When run, layers or images do not do, or a worker fails.
+    pub async fn run(&self) -> Result<(), Failure> {
+        for (flag, value, least) in [("lr", self.lr, f64::MIN_POSITIVE), ("weight-decay", self.weight_decay, 0.0)] {
+            if !(value.is_finite() && value >= least) {
+                return Err(Failure::usage(format!("--{flag} {value} is out of its range")));
+            }
+        }
+        let subject = self.subject.find()?;
+        let layers = subject.layers(&self.layer, probed_layers(subject.spec.architecture))?;
+        let name = self.name(&subject, &layers)?;
+        subject
+            .with_site(&name, self.subject.json, async |site| {
+                let (scores, classes) = self.evaluate(&subject, site, layers).await?;
+                site.clean()?;
+                self.print(&subject, &scores, classes)
+            })
+            .await
+    }
+
+    /// A name that is the same for the same question: about the same network, by the same images.
+    fn name(&self, subject: &Subject, layers: &[String]) -> Result<String, Failure> {
+        let folder =
+            |folder: &Path| fs::canonicalize(folder).map_err(|error| Failure::usage(format!("{}: {error}", folder.display())));
+        let checkpoint = subject.network.checkpoint.as_ref().map(|file| file.blake3.as_str());
+        let question = json!([
+            checkpoint,
+            subject.network.precision,
+            subject.network.device,
+            folder(&self.train)?,
+            folder(&self.test)?,
+            layers,
+            self.epochs,
+            self.values,
+            self.standardise,
+            self.lr,
+            self.weight_decay,
+            self.batch,
+        ]);
+        Ok(format!("linear-{}", &publish::digest_of(question.to_string().as_bytes()).blake3[..12]))
+    }
+
+    async fn evaluate(&self, subject: &Subject, site: &Site<'_>, layers: Vec<String>) -> Result<(ScoreResult, usize), Failure> {
+        let train = site.classified("train", &self.train, None)?;
+        let test = site.classified("test", &self.test, Some(&train.names))?;
+        let probes = Probes {
+            layers,
+            n_classes: train.names.len() as u32,
+            values: self.values,
+            standardise: self.standardise,
+            learning_rate: self.lr,
+            momentum: MOMENTUM,
+            weight_decay: self.weight_decay,
+        };
+        let trained = self.teach(subject, site, &train, probes.clone()).await?;
+        let images = site.prepared(&test).await?;
+        let request = ScoreRequest {
+            images: Some(images),
+            network: Some(subject.network.clone()),
+            seed: subject.spec.seed,
+            probes: Some(probes),
+            trained: Some(trained),
+            batch: self.batch,
+            ten_crops: self.ten_crops,
+        };
+        let mut told = |progress: &Progress| site.told("test", progress.done, progress.total, 0.0);
+        Ok((site.calls.score(&request, &mut told).await?, train.names.len()))
+    }
+
+    /// The probes, taught from where an earlier command was interrupted.
+    async fn teach(&self, subject: &Subject, site: &Site<'_>, train: &Listed, probes: Probes) -> Result<File, Failure> {
+        let volume = &subject.volume;
+        let images: ClassifiedImages = site.prepared(train).await?;
+        let note = site.folder.join(SAVED);
+        let saved = read_note(&note).filter(|record| volume.verified(record).is_ok());
+        let request = ProbeRequest {
+            images: Some(images),
+            network: Some(subject.network.clone()),
+            seed: subject.spec.seed,
+            probes: Some(probes),
+            batch: self.batch,
+            epochs: self.epochs,
+            output: volume.relative(&site.folder.join("probes.safetensors"))?,
+            save_every: self.checkpoint_every.to_string(),
+            save_to: volume.relative(&site.folder.join("probes"))?,
+            saved: saved.as_ref().map(file_to_wire),
+        };
+        let mut last_epoch = None;
+        let mut told = |progress: &Progress| {
+            site.told("probes", progress.done, progress.total, progress.loss);
+            let epoch = progress.done * u64::from(self.epochs) / progress.total.max(1);
+            if last_epoch.replace(epoch) != Some(epoch) {
+                // Whoever reads the lines may be gone; the result will say so.
+                let _ = site.event("probes", epoch, u64::from(self.epochs), progress.loss);
+            }
+        };
+        let mut before = saved;
+        let mut kept = |saved: TrainSaved| {
+            let record = record_of("saved", saved.file.as_ref()).map_err(|error| Failure::other(error.to_string()))?;
+            let target = site.folder.join(format!("probes-{:08}.safetensors", saved.steps));
+            let record = volume.adopt(&record, &target)?;
+            publish::publish_bytes(&note, json!(record).to_string().as_bytes())?;
+            let old = before.replace(record.clone()).filter(|old| old.path != record.path);
+            old.map_or(Ok(()), |old| publish::remove(&volume.resolve(&old.path)?))?;
+            Ok(file_to_wire(&record))
+        };
+        let result = site.calls.probe(&request, &mut told, &mut kept).await?;
+        result.probes.ok_or_else(|| Failure::other("the trainer made no probes"))
+    }
+
+    fn print(&self, subject: &Subject, scores: &ScoreResult, n_classes: usize) -> Result<(), Failure> {
+        let share = |hits: u64, n: u64| hits as f64 / n.max(1) as f64;
+        if self.subject.json {
+            for LayerHits { layer, top1, top5, n } in &scores.layers {
+                say(json!({
+                    "event": "linear", "epoch": subject.epoch, "layer": layer, "top1": share(*top1, *n), "top5": share(*top5, *n),
+                    "images": n, "classes": n_classes, "epochs": self.epochs, "ten_crops": self.ten_crops,
+                }))?;
+            }
+            return Ok(());
+        }
+        let n = scores.layers.first().map_or(0, |hits| hits.n);
+        say(format!("{}: linear probes on {n} images of {n_classes} classes, {} epochs", subject.name(), self.epochs))?;
+        say(format!("{:8} {:>7} {:>7}", "layer", "top-1", "top-5"))?;
+        for LayerHits { layer, top1, top5, n } in &scores.layers {
+            say(format!("{layer:8} {:>6.1} % {:>5.1} %", share(*top1, *n) * 100.0, share(*top5, *n) * 100.0))?;
+        }
+        for image in scores.skipped.iter().take(1) {
+            say(format!("{} images could not be read; one: {}", scores.skipped.len(), image.reason))?;
+        }
+        Ok(())
+    }
+}
+
+fn read_note(path: &Path) -> Option<FileRecord> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}

@@ -1,0 +1,112 @@
+//! Which network is evaluated.
+
+use crate::assign::volume_and_run;
+use crate::failure::Failure;
+use crate::local::LastEpoch;
+use deepcluster_domain::{DeviceChoice, EpochId, Plan, Precision, RunSpec};
+use deepcluster_proto::network_of;
+use deepcluster_proto::v1::{self, Network};
+use deepcluster_service::requests::file_to_wire;
+use deepcluster_volume::records::{EpochManifest, RunRecord, read_record};
+use deepcluster_volume::{RunFolder, Volume};
+use std::path::PathBuf;
+
+/// The network of a run.
+#[derive(clap::Args, Clone)]
+pub struct SubjectArgs {
+    /// Folder of the run
+    pub run_dir: PathBuf,
+    /// Take the network as this epoch has left it, instead of the last one
+    #[arg(long, value_name = "N", conflicts_with = "random")]
+    epoch: Option<u32>,
+    /// Take the network as it was before it has learned anything
+    #[arg(long)]
+    random: bool,
+    /// Where the network computes: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value_t = DeviceChoice::Auto, value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// Arithmetic of the network: auto (bf16 where the hardware has it), f32 or bf16
+    #[arg(long, default_value_t = Precision::Auto, value_name = "PRECISION")]
+    precision: Precision,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A network that is found.
+pub struct Subject {
+    /// The volume.
+    pub volume: Volume,
+    /// The run's name.
+    pub run_id: String,
+    /// Its folder on the volume.
+    pub run: RunFolder,
+    /// The run's spec, but for where and how exactly the network computes.
+    pub spec: RunSpec,
+    /// The epoch that has left the network so; none before the first.
+    pub epoch: Option<u32>,
+    /// For the workers.
+    pub network: Network,
+}
+
+impl SubjectArgs {
+    /// Finds the network.
+    ///
+    /// # Errors
+    /// When the folder is no run of a volume, or has no such epoch.
+    pub fn find(&self) -> Result<Subject, Failure> {
+        let given = RunFolder::at(&self.run_dir);
+        if !given.run_json().is_file() {
+            return Err(Failure::usage(format!("{} is not the folder of a run", self.run_dir.display())));
+        }
+        let (root, run_id) = volume_and_run(&self.run_dir)?;
+        let volume = Volume::new(root);
+        let id = run_id.parse().map_err(|error| Failure::usage(format!("{run_id}: {error}")))?;
+        let run = volume.run(&id);
+        let record: RunRecord = read_record(&run.run_json())?;
+        let spec = RunSpec::try_from(record.spec).map_err(|error| Failure::usage(error.to_string()))?;
+        let spec = RunSpec { device: self.device, precision: self.precision, ..spec };
+        let manifest = match (self.random, self.epoch) {
+            (true, _) => None,
+            (false, None) => Some(LastEpoch::of(&run)?.manifest),
+            (false, Some(epoch)) => Some(manifest_of(&run, epoch)?),
+        };
+        let checkpoint: Option<v1::File> = manifest.as_ref().map(|manifest| file_to_wire(&manifest.files.checkpoint));
+        let network = network_of(&spec, checkpoint);
+        Ok(Subject { volume, run_id, run, spec, epoch: manifest.map(|manifest| manifest.epoch), network })
+    }
+}
+
+/// The manifest of an epoch.
+///
+/// # Errors
+/// When it is not there.
+pub fn manifest_of(run: &RunFolder, epoch: u32) -> Result<EpochManifest, Failure> {
+    let path = run.epoch(EpochId(epoch)).epoch_json();
+    if !path.is_file() {
+        let kept = run.epoch_ids()?.iter().map(EpochId::to_string).collect::<Vec<_>>().join(", ");
+        let why = format!("--epoch {epoch} is not on the volume, which has {kept}; `train --keep-epochs` says how many stay");
+        return Err(Failure::usage(why));
+    }
+    Ok(read_record(&path)?)
+}
+
+impl Subject {
+    /// What a table calls the network.
+    pub fn name(&self) -> String {
+        self.epoch.map_or("random weights".to_owned(), |epoch| format!("epoch {epoch}"))
+    }
+
+    /// The layers of some names; none given: `otherwise`.
+    ///
+    /// # Errors
+    /// When the network has none of such a name.
+    pub fn layers(&self, wanted: &[String], otherwise: Vec<String>) -> Result<Vec<String>, Failure> {
+        let plan = Plan::new(self.spec.architecture, self.spec.image_size, self.spec.sobel);
+        let layers = if wanted.is_empty() { otherwise } else { wanted.to_vec() };
+        for layer in &layers {
+            plan.tap(layer).map_err(|error| Failure::usage(format!("--layer: {error}")))?;
+        }
+        Ok(layers)
+    }
+}
