@@ -1,0 +1,230 @@
+//! How the figures of a run went from epoch to epoch, as SVG.
+
+use crate::html::escape;
+use crate::view::RunView;
+use deepcluster_volume::records::EpochScores;
+use plotters::prelude::*;
+use std::io;
+
+/// Size of a plot in its own units; a page may show it at any width.
+const SIZE: (u32, u32) = (640, 280);
+
+/// The colour that stands for that of the text around a plot, which is another one on light and on dark ground.
+const INK: RGBColor = RGBColor(1, 2, 3);
+
+/// [`INK`] as the plots say it.
+const INK_IN_SVG: &str = "#010203";
+
+/// Two colours that are read on light and on dark ground, and told from each other by those who see no red and green.
+const FIRST: RGBColor = RGBColor(47, 127, 193);
+const SECOND: RGBColor = RGBColor(201, 106, 18);
+
+/// A plot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Curve {
+    /// Its name for addresses and scripts: "loss", "objective", "occupancy", "nmi-last", "nmi-classes".
+    pub id: &'static str,
+    /// What it shows, in words.
+    pub title: String,
+    /// The `<svg>` element, with a text alternative.
+    pub svg: String,
+}
+
+/// The plots of a run that has at least one committed epoch; none of what was not measured.
+pub fn curves(view: &RunView) -> Vec<Curve> {
+    let plots = [loss(view), objective(view), occupancy(view), nmi_last(view), nmi_classes(view)];
+    let drawn = plots.into_iter().filter(|plot| plot.lines.iter().any(|line| !line.points.is_empty()));
+    // Into a text everything can be drawn; what could not would be missing, and its figures stand in the table.
+    drawn.filter_map(|plot| Some(Curve { id: plot.id, svg: plot.svg().ok()?, title: plot.title })).collect()
+}
+
+/// A line of a plot.
+struct Line {
+    name: String,
+    colour: RGBColor,
+    /// What was measured has marks; what it is compared with has none.
+    marks: bool,
+    points: Vec<(u32, f64)>,
+}
+
+struct Plot {
+    id: &'static str,
+    title: String,
+    /// The values that must be seen in any case.
+    includes: Vec<f64>,
+    lines: Vec<Line>,
+}
+
+fn measured(view: &RunView, name: &str, figure: impl Fn(&EpochScores) -> Option<f64>) -> Line {
+    let point = |scores: &EpochScores| Some((scores.epoch, figure(scores).filter(|value| value.is_finite())?));
+    Line { name: name.to_owned(), colour: FIRST, marks: true, points: view.scores.iter().filter_map(point).collect() }
+}
+
+fn loss(view: &RunView) -> Plot {
+    let line = measured(view, "loss", |scores| Some(scores.loss));
+    let guess = f64::from(view.k.max(1)).ln();
+    let ends = [line.points.first(), line.points.last()];
+    let points = ends.into_iter().flatten().map(|(epoch, _)| (*epoch, guess)).collect();
+    let guessing = Line { name: format!("guessing, ln k = {guess:.2}"), colour: SECOND, marks: false, points };
+    Plot { id: "loss", title: "Loss (mean cross-entropy)".to_owned(), includes: Vec::new(), lines: vec![line, guessing] }
+}
+
+fn objective(view: &RunView) -> Plot {
+    let line = measured(view, "objective", |scores| Some(scores.kmeans_objective));
+    let title = "k-means objective (sum of squared distances)".to_owned();
+    Plot { id: "objective", title, includes: Vec::new(), lines: vec![line] }
+}
+
+fn occupancy(view: &RunView) -> Plot {
+    let nonempty = Line {
+        colour: SECOND,
+        marks: false,
+        ..measured(view, "clusters that hold images", |scores| Some(scores.nonempty as f64))
+    };
+    let effective = measured(view, "effective clusters", |scores| scores.effective_clusters);
+    let title = format!("Occupancy of {} clusters", view.k);
+    Plot { id: "occupancy", title, includes: vec![0.0, f64::from(view.k)], lines: vec![effective, nonempty] }
+}
+
+fn nmi_last(view: &RunView) -> Plot {
+    let line = measured(view, "NMI", |scores| scores.nmi_last);
+    Plot { id: "nmi-last", title: "NMI with the epoch before".to_owned(), includes: vec![0.0, 1.0], lines: vec![line] }
+}
+
+fn nmi_classes(view: &RunView) -> Plot {
+    let nmi = measured(view, "NMI", |scores| scores.nmi_classes);
+    let ami = Line { colour: SECOND, marks: false, ..measured(view, "AMI, adjusted for chance", |scores| scores.ami_classes) };
+    let title = "NMI with the classes of the folders".to_owned();
+    Plot { id: "nmi-classes", title, includes: vec![0.0, 1.0], lines: vec![nmi, ami] }
+}
+
+impl Plot {
+    fn svg(&self) -> Result<String, DrawingAreaErrorKind<io::Error>> {
+        let mut svg = String::new();
+        self.draw(&mut svg)?;
+        let (title, alternative) = (escape(&self.title), escape(&self.alternative()));
+        let opening = format!("<svg class=\"curve\" role=\"img\" aria-label=\"{title}: {alternative}\" ");
+        let svg = svg.replace(INK_IN_SVG, "currentColor").replacen("<svg ", &opening, 1);
+        // Behind the opening tag, whose attributes hold no such sign unescaped.
+        Ok(svg.replacen('>', &format!("><title>{title}</title>"), 1))
+    }
+
+    /// What the lines say to whoever does not see them.
+    fn alternative(&self) -> String {
+        let clause = |line: &Line| match (line.points.first(), line.points.last()) {
+            (Some((from, first)), Some((to, last))) if from != to => {
+                format!("{} {} in epoch {from}, {} in epoch {to}", line.name, short(*first), short(*last))
+            }
+            (Some((epoch, value)), _) => format!("{} {} in epoch {epoch}", line.name, short(*value)),
+            _ => format!("{} was not measured", line.name),
+        };
+        self.lines.iter().map(clause).collect::<Vec<_>>().join("; ")
+    }
+
+    fn draw(&self, svg: &mut String) -> Result<(), DrawingAreaErrorKind<io::Error>> {
+        let (epochs, values) = self.ranges();
+        let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(64)
+            .build_cartesian_2d(epochs.0..epochs.1, values.0..values.1)?;
+        let value_label = |value: &f64| short(*value);
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_labels(8)
+            .y_labels(6)
+            .max_light_lines(1)
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.15))
+            .axis_style(INK.mix(0.6))
+            .label_style(("sans-serif", 15, &INK))
+            .y_label_formatter(&value_label)
+            .x_desc("epoch")
+            .draw()?;
+        for line in &self.lines {
+            let style = line.colour.filled().stroke_width(2);
+            let series = LineSeries::new(line.points.iter().copied(), style).point_size(if line.marks { 3 } else { 0 });
+            chart
+                .draw_series(series)?
+                .label(line.name.as_str())
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
+        }
+        if self.lines.len() > 1 {
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .label_font(("sans-serif", 15, &INK))
+                .draw()?;
+        }
+        area.present()
+    }
+
+    /// First and last epoch, lowest and highest value that are shown; never an empty range.
+    fn ranges(&self) -> ((u32, u32), (f64, f64)) {
+        let points = || self.lines.iter().flat_map(|line| &line.points);
+        let first = points().map(|(epoch, _)| *epoch).min().unwrap_or(0);
+        let last = points().map(|(epoch, _)| *epoch).max().unwrap_or(0);
+        let values = || points().map(|(_, value)| *value).chain(self.includes.iter().copied());
+        let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+        let room = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-6);
+        // What is bounded by its nature keeps its bound.
+        let bottom = if self.includes.contains(&low) { low } else { low - room };
+        let first = first.min(u32::MAX - 1);
+        ((first, last.max(first + 1)), (bottom, high + room))
+    }
+}
+
+/// A figure in few signs.
+fn short(value: f64) -> String {
+    let size = value.abs();
+    if size >= 1e6 {
+        format!("{:.2} M", value / 1e6)
+    } else if size >= 1e4 {
+        format!("{:.1} k", value / 1e3)
+    } else if size >= 100.0 {
+        format!("{value:.0}")
+    } else {
+        let text = format!("{value:.3}");
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{healthy_view, scores};
+
+    #[test]
+    fn every_figure_has_a_plot_with_a_text_alternative() {
+        let drawn = curves(&healthy_view());
+        let ids: Vec<_> = drawn.iter().map(|curve| curve.id).collect();
+        assert_eq!(ids, ["loss", "objective", "occupancy", "nmi-last", "nmi-classes"]);
+        for Curve { id, svg, .. } in &drawn {
+            assert!(svg.starts_with("<svg class=\"curve\" role=\"img\" aria-label=\""), "{id}: {svg}");
+            assert!(svg.trim_end().ends_with("</svg>") && svg.contains("<polyline"), "{id}");
+            assert!(svg.contains("currentColor") && !svg.contains(INK_IN_SVG), "{id}");
+            assert_eq!(svg.matches("<title>").count(), 1, "{id}");
+        }
+        assert!(drawn[0].svg.contains("loss 4 in epoch 0, 2.5 in epoch 3; guessing, ln k = 4.61"), "{}", drawn[0].svg);
+    }
+
+    #[test]
+    fn one_epoch_is_enough_and_none_is_not() {
+        let mut view = healthy_view();
+        view.scores = vec![EpochScores { loss: f64::NAN, nmi_classes: None, ami_classes: None, ..scores(0) }];
+        let ids: Vec<_> = curves(&view).iter().map(|curve| curve.id).collect();
+        assert_eq!(ids, ["objective", "occupancy"]);
+        view.scores.clear();
+        assert!(curves(&view).is_empty());
+    }
+
+    #[test]
+    fn figures_are_short() {
+        assert_eq!(
+            [short(1_234_567.0), short(12_345.0), short(640.2), short(0.25), short(4.0)],
+            ["1.23 M", "12.3 k", "640", "0.25", "4"]
+        );
+    }
+}

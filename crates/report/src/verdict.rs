@@ -1,0 +1,297 @@
+//! Whether a run is healthy, why, and what to do: sentences for people, each with its figure.
+
+use crate::html::{counted, grouped, percent, sentence};
+use crate::view::{Notice, RunView};
+use deepcluster_domain::health::{self, Figures};
+use deepcluster_volume::records::EpochScores;
+
+/// An NMI with the epoch before above this is hardly any change.
+const SETTLED: f64 = 0.98;
+
+/// For so many epochs in a row.
+const SETTLED_EPOCHS: usize = 3;
+
+/// More skipped images than this share are worth a look.
+const MANY_SKIPPED: f64 = 0.05;
+
+/// What is to be thought of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Nothing in the last figures should worry, and the run has not failed.
+    pub healthy: bool,
+    /// The verdict in one sentence.
+    pub headline: String,
+    /// Why, a sentence each.
+    pub reasons: Vec<String>,
+    /// What to do, a sentence each; none when nothing needs doing.
+    pub actions: Vec<String>,
+}
+
+/// Judges a run by its last figures.
+pub fn verdict(view: &RunView) -> Verdict {
+    let worries = worries(view);
+    let healthy = view.state != "failed" && worries.is_empty();
+    let mut reasons: Vec<String> = standing(view).into_iter().collect();
+    reasons.extend(worries.iter().map(|worry| worry.message.clone()));
+    let figures = [loss(view), moving(view), classes(view), occupancy(view), skipped(view), earlier_warnings(view), faults(view)];
+    reasons.extend(figures.into_iter().flatten());
+    let mut actions: Vec<String> = Vec::new();
+    let remedies = worries.iter().map(|worry| worry.remedy.clone()).filter(|remedy| !remedy.is_empty());
+    for action in what_to_run(view).into_iter().chain(remedies).chain(look_at_skipped(view)) {
+        if !actions.contains(&action) {
+            actions.push(action);
+        }
+    }
+    Verdict { healthy, headline: headline(view, &worries), reasons, actions }
+}
+
+/// Something that should worry, in sentences.
+struct Worry {
+    kind: String,
+    message: String,
+    remedy: String,
+}
+
+/// Warnings of the last epoch and of the one that is being made; what the figures themselves say, should events be lost.
+fn worries(view: &RunView) -> Vec<Worry> {
+    let worry = |notice: &&Notice| Worry {
+        kind: notice.kind.clone(),
+        message: sentence(&format!("in epoch {}, {}", notice.epoch, notice.message)),
+        remedy: sentence(&notice.remedy),
+    };
+    let mut worries: Vec<Worry> = current_warnings(view).iter().map(worry).collect();
+    let Some(last) = view.scores.last() else { return worries };
+    let figures = Figures {
+        loss: last.loss,
+        last_loss: view.scores.iter().rev().nth(1).map(|before| before.loss),
+        k: view.k,
+        largest_share: last.largest_share,
+        effective_clusters: last.effective_clusters.unwrap_or(f64::INFINITY),
+    };
+    let told: Vec<String> = worries.iter().map(|worry| worry.kind.clone()).collect();
+    for warning in health::warnings(&figures).into_iter().filter(|warning| !told.iter().any(|kind| kind == warning.kind)) {
+        let message = sentence(&format!("in epoch {}, {}", last.epoch, warning.message));
+        worries.push(Worry { kind: warning.kind.to_owned(), message, remedy: sentence(warning.remedy) });
+    }
+    worries
+}
+
+fn current_warnings(view: &RunView) -> Vec<&Notice> {
+    let last = view.scores.last().map_or(0, |last| last.epoch);
+    view.warnings.iter().filter(|warning| warning.epoch >= last).collect()
+}
+
+fn earlier_warnings(view: &RunView) -> Option<String> {
+    let n = view.warnings.len() - current_warnings(view).len();
+    (n > 0).then(|| format!("{} of earlier epochs did not come back.", counted(n, "warning", "warnings")))
+}
+
+fn headline(view: &RunView, worries: &[Worry]) -> String {
+    let done = progress(view);
+    match (view.state.as_str(), worries.first()) {
+        ("failed", _) if view.message.is_empty() => format!("Failed: the run ended by an error after {done}."),
+        ("failed", _) => format!("Failed after {done}: {}", sentence(&view.message)),
+        (_, Some(worry)) => format!("Not healthy: {}", lower_first(&worry.message)),
+        ("paused", None) => format!("Paused after {done}; nothing in the figures should worry."),
+        ("cancelled", None) => format!("Cancelled after {done}; nothing in the figures should worry."),
+        (_, None) if view.scores.is_empty() => "Nothing to judge yet: no epoch is done.".to_owned(),
+        (_, None) => format!("Healthy: {done} are done, and nothing in the figures should worry."),
+    }
+}
+
+/// "3 of 20 epochs"
+fn progress(view: &RunView) -> String {
+    let done = view.scores.last().map_or(0, |last| last.epoch + 1);
+    format!("{done} of {}", counted(view.epochs as usize, "epoch", "epochs"))
+}
+
+fn lower_first(sentence: &str) -> String {
+    let mut chars = sentence.chars();
+    chars.next().map_or_else(String::new, |first| format!("{}{}", first.to_lowercase(), chars.as_str()))
+}
+
+/// What the state itself says.
+fn standing(view: &RunView) -> Option<String> {
+    let because = |what: &str| match view.message.is_empty() {
+        true => format!("{what}."),
+        false => sentence(&format!("{what}: {}", view.message)),
+    };
+    match view.state.as_str() {
+        "failed" => Some(because("The run has failed")),
+        "paused" => Some(because("The run is paused")),
+        "cancelled" => Some(because("The run was cancelled")),
+        "queued" => Some("The run waits for its turn.".to_owned()),
+        _ => None,
+    }
+}
+
+/// The command that helps in this state.
+fn what_to_run(view: &RunView) -> Option<String> {
+    let id = &view.run_id;
+    match view.state.as_str() {
+        "failed" => Some(format!(
+            "Mend what the message names; then `deepcluster resume VOLUME {id}` goes on with what is done, where VOLUME is the \
+             folder above runs/{id}."
+        )),
+        "paused" => Some(format!(
+            "`deepcluster unpause {id}` goes on with it; where no coordinator runs, `deepcluster resume VOLUME {id}` does."
+        )),
+        "queued" => Some(format!("`deepcluster watch {id}` follows it.")),
+        _ => None,
+    }
+}
+
+fn loss(view: &RunView) -> Option<String> {
+    let (first, last) = (view.scores.first()?.loss, view.scores.last()?.loss);
+    let guess = f64::from(view.k).ln();
+    let compared = format!("guessing among {} clusters has ln k = {guess:.3}", grouped(view.k as usize));
+    Some(if view.scores.len() == 1 {
+        format!("The loss of the first epoch is {last:.3}; {compared}.")
+    } else if last < first {
+        format!("The loss fell from {first:.3} to {last:.3}; {compared}.")
+    } else if last < health::GUESSING * guess {
+        format!("The loss did not fall (it was {first:.3} and is {last:.3}), but is below that of guessing: {compared}.")
+    } else {
+        format!("The loss did not fall: it was {first:.3} and is {last:.3}; {compared}.")
+    })
+}
+
+/// How much of the labelling changes from epoch to epoch.
+fn moving(view: &RunView) -> Option<String> {
+    let newest: Vec<f64> = view.scores.iter().rev().map_while(|scores| scores.nmi_last).take(SETTLED_EPOCHS).collect();
+    let last = *newest.first()?;
+    let published = "in published runs it rises from about 0.5 and stays below 0.8";
+    Some(match newest.get(1) {
+        _ if newest.len() == SETTLED_EPOCHS && newest.iter().all(|nmi| *nmi > SETTLED) => format!(
+            "The clusters have settled: the NMI with the epoch before is {last:.3}, and above {SETTLED} for {SETTLED_EPOCHS} \
+             epochs; more epochs will change little."
+        ),
+        Some(before) if last < *before => {
+            format!(
+                "The clusters are still moving: the NMI with the epoch before fell from {before:.3} to {last:.3}; {published}."
+            )
+        }
+        Some(before) => {
+            format!("The clusters come to rest: the NMI with the epoch before rose from {before:.3} to {last:.3}; {published}.")
+        }
+        None => format!("The NMI with the epoch before is {last:.3}; {published}."),
+    })
+}
+
+fn classes(view: &RunView) -> Option<String> {
+    let EpochScores { nmi_classes: Some(nmi), ami_classes: Some(ami), .. } = view.scores.last()? else { return None };
+    let first = view.scores.first()?.nmi_classes?;
+    Some(format!(
+        "The NMI of the clusters with the folders' classes is {nmi:.3} ({first:.3} in the first epoch; adjusted for chance, AMI \
+         {ami:.3}); training never sees the classes."
+    ))
+}
+
+fn occupancy(view: &RunView) -> Option<String> {
+    let last = view.scores.last()?;
+    let largest = percent(last.largest_share);
+    let nonempty =
+        format!("{} of {} hold images, the largest {largest} of them", grouped(last.nonempty), grouped(view.k as usize));
+    Some(match last.effective_clusters {
+        None => format!("Of the clusters, {nonempty}."),
+        Some(effective) => {
+            let share = percent(effective / f64::from(view.k.max(1)));
+            format!("The images spread as over {effective:.1} clusters of equal size, {share} of k; {nonempty}.")
+        }
+    })
+}
+
+fn skipped_share(view: &RunView) -> f64 {
+    view.n_skipped as f64 / view.n_images.max(1) as f64
+}
+
+fn skipped(view: &RunView) -> Option<String> {
+    let n = counted(view.n_images, "image", "images");
+    Some(match view.n_skipped {
+        0 if view.n_images == 0 => return None,
+        0 => format!("All {n} can be read."),
+        skipped => format!("Of {n}, {} ({}) cannot be read and take no part.", grouped(skipped), percent(skipped_share(view))),
+    })
+}
+
+fn look_at_skipped(view: &RunView) -> Option<String> {
+    (skipped_share(view) > MANY_SKIPPED).then(|| "Look into images.csv for why so many images cannot be read.".to_owned())
+}
+
+fn faults(view: &RunView) -> Option<String> {
+    let Notice { epoch, worker, message, .. } = view.faults.last()?;
+    let n = counted(view.faults.len(), "fault was", "faults were");
+    Some(sentence(&format!("{n} survived without a change to the results; the last in epoch {epoch}, {worker}: {message}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{healthy_view, scores};
+
+    #[test]
+    fn a_healthy_run_has_a_figure_for_every_sentence() {
+        let found = verdict(&healthy_view());
+        assert!(found.healthy, "{found:?}");
+        assert_eq!(found.headline, "Healthy: 4 of 4 epochs are done, and nothing in the figures should worry.");
+        assert!(found.reasons.iter().any(|reason| reason.starts_with("The loss fell from 4.000 to 2.500")), "{found:?}");
+        assert!(found.reasons.iter().any(|reason| reason.contains("rose from 0.600 to 0.700")), "{found:?}");
+        assert!(found.reasons.contains(&"Of 2,000 images, 20 (1.0 %) cannot be read and take no part.".to_owned()), "{found:?}");
+        assert!(found.reasons.iter().all(|reason| reason.contains(|c: char| c.is_ascii_digit())), "{found:?}");
+        assert_eq!(found.actions, [""; 0]);
+    }
+
+    #[test]
+    fn stuck_and_collapsed_runs_are_told_even_where_their_events_are_lost() {
+        let stuck = [0, 1].map(|epoch| EpochScores { loss: 100f64.ln(), ..scores(epoch) });
+        let found = verdict(&RunView { scores: stuck.to_vec(), ..healthy_view() });
+        assert!(!found.healthy && found.headline.contains("ln k = 4.605"), "{found:?}");
+        assert!(found.actions[0].contains("--lr"), "{found:?}");
+
+        let warning = Notice {
+            epoch: 3,
+            kind: "collapse".to_owned(),
+            message: "97.0 % of the images are in one cluster".to_owned(),
+            remedy: "raise --k".to_owned(),
+            ..Notice::default()
+        };
+        let mut collapsed = RunView { warnings: vec![warning], ..healthy_view() };
+        collapsed.scores[3].largest_share = 0.97;
+        let found = verdict(&collapsed);
+        assert_eq!(found.headline, "Not healthy: in epoch 3, 97.0 % of the images are in one cluster.");
+        assert_eq!(found.actions, ["Raise --k."], "said once");
+        collapsed.warnings[0].epoch = 1;
+        collapsed.scores[3].largest_share = 0.1;
+        let found = verdict(&collapsed);
+        assert!(
+            found.healthy && found.reasons.contains(&"1 warning of earlier epochs did not come back.".to_owned()),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn failed_and_paused_runs_name_the_command_that_helps() {
+        let message = "the images are <not> there".to_owned();
+        let failed = RunView { state: "failed".to_owned(), message, ..healthy_view() };
+        let found = verdict(&failed);
+        assert!(!found.healthy);
+        assert_eq!(found.headline, "Failed after 4 of 4 epochs: The images are <not> there.");
+        assert!(found.actions[0].contains("deepcluster resume VOLUME made-up"), "{found:?}");
+        let paused = RunView { state: "paused".to_owned(), scores: Vec::new(), ..healthy_view() };
+        let found = verdict(&paused);
+        assert!(found.healthy && found.headline.starts_with("Paused after 0 of 4 epochs"), "{found:?}");
+        assert!(found.actions[0].contains("deepcluster unpause made-up"), "{found:?}");
+    }
+
+    #[test]
+    fn clusters_that_no_longer_change_have_settled() {
+        let with = |nmis: [f64; 4]| {
+            let mut view = healthy_view();
+            view.scores.iter_mut().zip(nmis).for_each(|(scores, nmi)| scores.nmi_last = Some(nmi));
+            moving(&view).unwrap()
+        };
+        assert!(with([0.5, 0.985, 0.99, 0.981]).contains("settled"));
+        assert!(with([0.99, 0.99, 0.97, 0.99]).contains("come to rest"));
+        assert!(with([0.5, 0.6, 0.7, 0.65]).contains("fell from 0.700 to 0.650"));
+    }
+}

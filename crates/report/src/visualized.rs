@@ -1,0 +1,120 @@
+//! What `deepcluster visualize filters` has left in the folder of a run: for filters of some layer the images that excite them
+//! most, and a picture made for them by gradient ascent.
+
+use crate::html::{counted, data_uri, escape};
+use crate::thumbs::{self, Strip, Thumbnailer};
+use deepcluster_volume::RunFolder;
+use rayon::prelude::*;
+use serde::Deserialize;
+use std::fs;
+use std::path::Path;
+
+/// Most filters that the page shows.
+const MOST: usize = 256;
+
+/// Side of the images of a filter, and of the picture made for it.
+const SIDES: (u32, u32) = (56, 168);
+
+const COLUMNS: u32 = 3;
+
+/// `visualize/filters.json`.
+#[derive(Deserialize)]
+struct Visualized {
+    layer: String,
+    filters: Vec<Filter>,
+}
+
+#[derive(Deserialize)]
+struct Filter {
+    /// Its number in the layer.
+    filter: u32,
+    /// Paths of images, relative to their folder, the one that excites it most first.
+    top: Vec<String>,
+    /// Name of a picture beside the file.
+    ascent: String,
+}
+
+/// The section's content: the filters, or a sentence that says how to come by them.
+pub(crate) fn visualized_html(run: &RunFolder, images_root: &Path) -> String {
+    let folder = run.path().join("visualize");
+    let path = folder.join("filters.json");
+    let how = "<code>deepcluster visualize filters</code> followed by the folder of the run";
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return format!(
+                "<p>Nothing here yet: {how} finds the images that excite each filter most; then make this page again.</p>\n"
+            );
+        }
+        other => other,
+    };
+    let read = text.map_err(|error| error.to_string());
+    let read = read.and_then(|text| serde_json::from_slice::<Visualized>(&text).map_err(|error| error.to_string()));
+    match read {
+        Ok(found) => filters_html(&found, &folder, images_root),
+        Err(error) => format!("<p>visualize/filters.json cannot be read ({}); {how} makes it anew.</p>\n", escape(&error)),
+    }
+}
+
+fn filters_html(found: &Visualized, folder: &Path, images_root: &Path) -> String {
+    let shown = found.filters.get(..MOST.min(found.filters.len())).unwrap_or_default();
+    let mut html = format!(
+        "<p>{} of layer <code>{}</code>{}. On the left of each the images that excite it most, in order; on the right a picture \
+         that gradient ascent made to excite it.</p>\n<div class=\"filters\">\n",
+        counted(found.filters.len(), "filter", "filters"),
+        escape(&found.layer),
+        if shown.len() < found.filters.len() { format!(", of which the first {MOST} are shown") } else { String::new() },
+    );
+    let make = |thumbnailer: &mut Thumbnailer, filter: &Filter| filter_html(thumbnailer, filter, folder, images_root);
+    let made: Vec<String> = shown.par_iter().map_init(Thumbnailer::default, make).collect();
+    html.push_str(&made.concat());
+    html.push_str("</div>\n");
+    html
+}
+
+fn filter_html(thumbnailer: &mut Thumbnailer, filter: &Filter, folder: &Path, images_root: &Path) -> String {
+    let mut paths = String::new();
+    let mut top = Vec::new();
+    for path in &filter.top {
+        let square = thumbnailer.square(images_root, Path::new(path), None, SIDES.0);
+        let why = square.as_ref().err().map(|why| format!(" <em>cannot be read: {}</em>", escape(&why.to_string())));
+        top.push(square.unwrap_or_else(|_| thumbs::grey(SIDES.0)));
+        paths.push_str(&format!("<li><code>{}</code>{}</li>", escape(path), why.unwrap_or_default()));
+    }
+    let ascent = thumbnailer.square(folder, Path::new(&filter.ascent), None, SIDES.1).unwrap_or_else(|_| thumbs::grey(SIDES.1));
+    let n = filter.filter;
+    let top_alt = format!("the {} that excite filter {n} most", counted(top.len(), "image", "images"));
+    format!(
+        "<figure><figcaption>Filter {n}</figcaption>{}{}<details><summary>Paths</summary><ol>{paths}</ol></details></figure>\n",
+        img(thumbs::strip(&[top], COLUMNS), &top_alt),
+        img(thumbs::strip(&[vec![ascent]], 1), &format!("what filter {n} responds to, by gradient ascent")),
+    )
+}
+
+fn img(strip: Option<Strip>, alt: &str) -> String {
+    let Some(Strip { jpeg, width, height }) = strip else { return String::new() };
+    format!("<img width=\"{width}\" height=\"{height}\" alt=\"{alt}\" src=\"{}\">", data_uri("jpeg", &jpeg))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::made_up_run;
+    use deepcluster_volume::publish::publish_bytes;
+    use image::RgbImage;
+
+    #[test]
+    fn filters_are_shown_once_they_were_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = made_up_run(folder.path());
+        assert!(visualized_html(&made.run, &made.images).contains("deepcluster visualize filters"));
+        let beside = made.run.path().join("visualize");
+        let text = br#"{"layer":"conv<1>","filters":[{"filter":4,"top":["dogs/05.png","gone.png"],"ascent":"a.png"}]}"#;
+        publish_bytes(&beside.join("filters.json"), text).unwrap();
+        RgbImage::new(20, 20).save(beside.join("a.png")).unwrap();
+        let html = visualized_html(&made.run, &made.images);
+        assert!(html.contains("1 filter of layer <code>conv&lt;1&gt;</code>") && html.contains("Filter 4"), "{html}");
+        assert_eq!((html.matches("<img ").count(), html.matches("cannot be read").count()), (2, 1), "{html}");
+        publish_bytes(&beside.join("filters.json"), b"{").unwrap();
+        assert!(visualized_html(&made.run, &made.images).contains("makes it anew"));
+    }
+}
