@@ -27,3 +27,4 @@ mod services;
 mod stack;
 mod support;
 mod watching;
+mod web;

@@ -15,13 +15,13 @@ use tonic::{Code, Request};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 /// An authority, and what it signs.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -37,7 +37,7 @@ impl Authority {
     }
 
     /// Writes authority, certificate and key.
-    fn install(&self, folder: &Path) -> Files {
+    pub fn install(&self, folder: &Path) -> Files {
         let files = Files { ca: folder.join("ca.pem"), cert: folder.join("cert.pem"), key: folder.join("key.pem") };
         let (cert, key) = self.sign();
         for (path, content) in [(&files.ca, &self.pem), (&files.cert, &cert), (&files.key, &key)] {
@@ -47,15 +47,15 @@ impl Authority {
     }
 }
 
-struct Files {
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
+pub struct Files {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 impl Files {
     /// What a server is told that demands certificates of its callers.
-    fn server(&self) -> Vec<String> {
+    pub fn server(&self) -> Vec<String> {
         let Self { ca, cert, key } = self;
         vec![format!("--tls-cert={}", text(cert)), format!("--tls-key={}", text(key)), format!("--tls-client-ca={}", text(ca))]
     }
@@ -70,7 +70,7 @@ fn client(address: &str, authority: &Authority, identity: Option<&Authority>) ->
     Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap().connect_lazy()
 }
 
-fn bearer<T>(message: T, token: &str) -> Request<T> {
+pub fn bearer<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
     if !token.is_empty() {
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());

@@ -6,6 +6,7 @@
 //! 3. An extractor that cannot do its work at all, as one that does not see the images, gets no more shards until the next
 //!    epoch. The run fails only when the last one has given up.
 
+use crate::activity::EXTRACTOR;
 use crate::members::{Member, Members};
 use crate::queue::{Queue, Work};
 use crate::workers::{Call, WAITING};
@@ -148,7 +149,10 @@ impl<'a> Extraction<'a> {
 
     /// None when the try was cancelled, because another has the shard.
     async fn one_try(&self, member: &Member, work: &Work, request: &ExtractRequest) -> Option<Result<ExtractResult, Status>> {
+        let task = format!("shard {} of epoch {} of {}", work.shard.0, request.epoch, request.run_id);
+        let busy = self.call.workers.activity.begin(EXTRACTOR, &member.address.to_string(), task);
         let progress = |progress: Progress| {
+            busy.tell(&progress);
             if progress.phase != WAITING {
                 self.lock().moved(work, progress.done, progress.total);
                 // Its queue has room for one more.
@@ -158,7 +162,9 @@ impl<'a> Extraction<'a> {
         };
         let call = Call { progress: &progress, ..self.call };
         tokio::select! {
-            outcome = call.extract_once(member.channel(), request.clone()) => Some(outcome),
+            outcome = call.extract_once(member.channel(), request.clone()) => {
+                Some(outcome.inspect_err(|status| busy.failed(status)))
+            }
             () = work.cancelled.cancelled() => None,
         }
     }

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! Runs API ─► runs ─► turn by turn: epoch ─► Extract × shards ─► Cluster ─► Train ─► epoch.json
-//!                                    └── pending.json after every shard and phase
+//! live page ─┘                       └── pending.json after every shard and phase
 //! ```
 #![forbid(unsafe_code)]
 
+mod actions;
+pub mod activity;
 pub mod assign;
 mod cache;
 mod commit;
@@ -16,12 +18,14 @@ mod fallback;
 mod images;
 mod list;
 mod members;
+mod pace;
 mod phases;
 mod queue;
 mod retry;
 pub mod rpc;
 pub mod run;
 pub mod runs;
+pub mod web;
 pub mod workers;
 
 use deepcluster_domain::space::CacheLimit;
@@ -31,16 +35,20 @@ use deepcluster_volume::lock::{BEAT, VolumeLock};
 use deepcluster_volume::{Volume, VolumeError};
 use epoch::Workshop;
 use runs::Runs;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tracing::{error, warn};
+use web::LivePage;
 use workers::Workers;
 
 /// The service.
 pub struct Coordinator {
     runs: Arc<Runs>,
+    /// Until it is opened.
+    page: Option<LivePage>,
     shutdown: CancellationToken,
     lock: Arc<VolumeLock>,
     lost: Arc<OnceLock<String>>,
@@ -55,6 +63,8 @@ pub struct Start {
     pub takeover_after: Duration,
     /// How much room decoded images may take.
     pub cache_limit: CacheLimit,
+    /// Where the live page is served; nowhere without an address.
+    pub http: Option<SocketAddr>,
 }
 
 impl Coordinator {
@@ -68,7 +78,8 @@ impl Coordinator {
         let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token(), start.cache_limit);
         let runs = Runs::open(workshop, config.images.clone(), start.paused, config.limits).map_err(|error| error.to_string())?;
         let lost = Arc::new(OnceLock::new());
-        Ok(Self { runs: Arc::new(runs), shutdown: CancellationToken::new(), lock: Arc::new(lock), lost })
+        let page = start.http.map(|address| LivePage { address, tokens: config.tokens.clone(), tls: config.tls.clone() });
+        Ok(Self { runs: Arc::new(runs), page, shutdown: CancellationToken::new(), lock: Arc::new(lock), lost })
     }
 
     /// Says, once the service has ended, by whom it lost its volume, if so.
@@ -116,6 +127,9 @@ impl Service for Coordinator {
 
     async fn warm_up(&mut self) -> Result<(), String> {
         self.keep_volume().map_err(|error| error.to_string())?;
+        if let Some(page) = self.page.take() {
+            page.open(Arc::clone(&self.runs), self.shutdown.clone()).await?;
+        }
         let (runs, shutdown) = (Arc::clone(&self.runs), self.shutdown.clone());
         // A thread of its own: the loop reads and hashes files, which must not hold up the answers to clients.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;

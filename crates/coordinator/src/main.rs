@@ -5,7 +5,7 @@ use clap::Parser;
 use deepcluster_coordinator::workers::{Patience, Workers};
 use deepcluster_coordinator::{Coordinator, Start};
 use deepcluster_domain::space::CacheLimit;
-use deepcluster_service::config::token_file;
+use deepcluster_service::config::{optional_address, token_file};
 use deepcluster_service::door::Tokens;
 use deepcluster_service::limits::Limits;
 use deepcluster_service::probe::probe;
@@ -30,6 +30,9 @@ struct Cli {
     /// The trainer, as HOST:PORT
     #[arg(long, env = "DC_TRAINER", default_value = "127.0.0.1:7073")]
     trainer: String,
+    /// Where the live page is served, as HOST:PORT, to the same callers as the API; nowhere unless given
+    #[arg(long, env = "DC_HTTP", value_name = "ADDRESS", default_value = "")]
+    http: String,
     /// Leave unfinished runs on the volume paused instead of going on with them
     #[arg(long, env = "DC_START_PAUSED")]
     start_paused: bool,
@@ -84,6 +87,7 @@ impl Cli {
         };
         let takeover_after = seconds("takeover-after", &self.takeover_after, &mut mistakes);
         let cache_limit = cache_limit(self.cache_limit.as_deref(), &mut mistakes);
+        let http = optional_address("http", &self.http, &mut mistakes);
         let limits = Limits {
             queue: count("queue-limit", &self.queue_limit, &mut mistakes),
             watchers: count("watchers-limit", &self.watchers_limit, &mut mistakes),
@@ -106,7 +110,7 @@ impl Cli {
         let workers = workers.map_err(|error| mistakes.extend(error)).ok();
         match (config, workers) {
             (Some(config), Some(workers)) if mistakes.is_empty() => {
-                let start = Start { paused: self.start_paused, takeover_after, cache_limit };
+                let start = Start { paused: self.start_paused, takeover_after, cache_limit, http };
                 Ok((Config { tokens, limits, ..config }, workers, start))
             }
             _ => Err(ConfigError(mistakes)),

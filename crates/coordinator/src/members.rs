@@ -1,5 +1,6 @@
 //! The extractors that names stand for: looked up again and again, asked for their health, given time after failures.
 
+use crate::activity::{IDLE, NOT_READY, RESTS};
 use crate::retry::{Retry, jittered};
 use crate::workers::Call;
 use metrics::gauge;
@@ -177,6 +178,13 @@ impl<'a> Members<'a> {
             });
             let is_ready = |member: &&Arc<Member>| !member.has_given_up() && member.ready.load(Ordering::Relaxed);
             let n_ready = self.known().values().filter(is_ready).count();
+            let state = |member: &Arc<Member>| match (member.has_given_up(), member.ready.load(Ordering::Relaxed)) {
+                (true, _) => RESTS,
+                (false, true) => IDLE,
+                (false, false) => NOT_READY,
+            };
+            let seen = self.known().values().map(|member| (member.address.to_string(), state(member))).collect();
+            self.call.workers.activity.extractors_are(seen);
             gauge!("deepcluster_extractors_ready").set(n_ready as f64);
             looks_in_vain = if n_ready == 0 { looks_in_vain + 1 } else { 0 };
             // The first look is too early to tell.

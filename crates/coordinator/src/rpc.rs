@@ -1,5 +1,6 @@
 //! The Runs API.
 
+use crate::actions::{self, blocking};
 use crate::assign::assign_images;
 use crate::create::NewRun;
 use crate::list;
@@ -9,7 +10,7 @@ use deepcluster_proto::v1::runs_server::Runs as RunsRpc;
 use deepcluster_proto::v1::*;
 use deepcluster_proto::{retry_later, tags_of};
 use deepcluster_service::requests::volume_status;
-use deepcluster_volume::records::{RunRecord, RunState as State};
+use deepcluster_volume::records::RunRecord;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,27 +101,17 @@ impl RunsRpc for Rpc {
     }
 
     async fn pause_run(&self, request: Request<PauseRunRequest>) -> Result<Response<PauseRunResponse>, Status> {
-        let run = self.runs.get(&request.into_inner().run_id)?;
-        let run = blocking(move || change(run, &[State::Queued, State::Running], State::Paused)).await?;
+        let run = actions::pause(&self.runs, &request.into_inner().run_id).await?;
         Ok(Response::new(PauseRunResponse { run: Some(run.to_wire()) }))
     }
 
     async fn resume_run(&self, request: Request<ResumeRunRequest>) -> Result<Response<ResumeRunResponse>, Status> {
-        let run = self.runs.get(&request.into_inner().run_id)?;
-        let runs = Arc::clone(&self.runs);
-        let run = blocking(move || {
-            let from = runs.may_resume(&run)?;
-            change(run, from, State::Queued)
-        })
-        .await?;
-        self.runs.wake();
+        let run = actions::resume(&self.runs, &request.into_inner().run_id).await?;
         Ok(Response::new(ResumeRunResponse { run: Some(run.to_wire()) }))
     }
 
     async fn cancel_run(&self, request: Request<CancelRunRequest>) -> Result<Response<CancelRunResponse>, Status> {
-        let from = &[State::Queued, State::Running, State::Paused, State::Failed];
-        let run = self.runs.get(&request.into_inner().run_id)?;
-        let run = blocking(move || change(run, from, State::Cancelled)).await?;
+        let run = actions::cancel(&self.runs, &request.into_inner().run_id).await?;
         Ok(Response::new(CancelRunResponse { run: Some(run.to_wire()) }))
     }
 
@@ -132,19 +123,6 @@ impl RunsRpc for Rpc {
         let runtime = tokio::runtime::Handle::current();
         let work = move || runtime.block_on(assign_images(&runs, request.into_inner(), &stop));
         blocking(work).await.map(Response::new)
-    }
-}
-
-/// Work that reads and writes files must not hold up the answers to other clients.
-async fn blocking<R: Send + 'static>(work: impl FnOnce() -> Result<R, Status> + Send + 'static) -> Result<R, Status> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?
-}
-
-fn change(run: Arc<Run>, from: &[State], to: State) -> Result<Arc<Run>, Status> {
-    if run.enter(from, to, "").map_err(|error| volume_status(&error))? {
-        Ok(run)
-    } else {
-        Err(Status::failed_precondition(format!("run {} is {}", run.id, run.record().state)))
     }
 }
 

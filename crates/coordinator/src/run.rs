@@ -1,5 +1,6 @@
 //! One run in memory: its record, its events, who watches, and how it is stopped.
 
+use crate::pace::Pace;
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use deepcluster_proto::{run_spec_to_wire, v1};
 use deepcluster_volume::events::{Event, EventLog, Severity};
@@ -52,6 +53,8 @@ pub struct News {
     pub n_events: u64,
     /// Where the run stands between two events.
     pub progress: Option<v1::RunProgress>,
+    /// How fast that gets on.
+    pub pace: Option<Pace>,
     /// Whether it has ended.
     pub ended: bool,
 }
@@ -123,7 +126,7 @@ impl Run {
 
     fn with(volume: &Volume, id: RunId, spec: RunSpec, record: RunRecord, log: EventLog, events: Vec<Event>) -> Self {
         let (volume, folder) = (volume.clone(), volume.run(&id));
-        let news = News { n_events: events.len() as u64, progress: None, ended: record.state.has_ended() };
+        let news = News { n_events: events.len() as u64, ended: record.state.has_ended(), ..News::default() };
         let state = State { record, log, events, stop: CancellationToken::new() };
         Self {
             id,
@@ -239,7 +242,12 @@ impl Run {
             state.stop.cancel();
         }
         self.with_reserve(|| self.append(&mut state, "run", severity, event.clone()))?;
-        self.news.send_modify(|news| news.ended = new.has_ended());
+        self.news.send_modify(|news| {
+            news.ended = new.has_ended();
+            if new != RunState::Running {
+                (news.progress, news.pace) = (None, None);
+            }
+        });
         Ok(true)
     }
 
@@ -320,7 +328,10 @@ impl Run {
 
     /// Tells watchers how far a phase has come.
     pub fn progress(&self, progress: v1::RunProgress) {
-        self.news.send_modify(|news| news.progress = Some(progress));
+        self.news.send_modify(|news| {
+            news.pace = Some(Pace::of(&progress, news.progress.as_ref().zip(news.pace)));
+            news.progress = Some(progress);
+        });
     }
 
     /// What watchers look at.

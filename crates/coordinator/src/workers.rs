@@ -1,5 +1,6 @@
 //! The coordinator's side of the three workers: connect, call, watch for silence, try again.
 
+use crate::activity::{Activity, Busy, CLUSTERER, TRAINER};
 use crate::retry::{Retry, at_the_start, broken, in_the_middle};
 use deepcluster_proto::v1::{
     AssignRequest, AssignResponse, AssignResult, ClusterRequest, ClusterResponse, ClusterResult, ClusterSaved, ExtractRequest,
@@ -47,6 +48,8 @@ pub struct Workers {
     pub patience: Patience,
     /// What they are shown, and must show.
     pub security: ClientSecurity,
+    /// What they are doing.
+    pub activity: Activity,
 }
 
 /// Makes the request of a try; each try has its own place for its results, so that a late one changes nothing.
@@ -78,7 +81,7 @@ impl Workers {
             return Err(mistakes);
         }
         let (extractors, clusterer, trainer) = (extractors.to_vec(), clusterer.to_owned(), trainer.to_owned());
-        Ok(Self { extractors, clusterer, trainer, patience, security })
+        Ok(Self { extractors, clusterer, trainer, patience, security, activity: Activity::default() })
     }
 
     /// The extractor at one of the addresses that a name stands for.
@@ -166,7 +169,11 @@ impl Call<'_> {
         };
         self.retried(saved, async |saved| {
             let mut client = ClustererClient::new(self.workers.of_name(&self.workers.clusterer)?);
-            self.follow(begun(client.cluster(self.request(request()?)?).await)?, read, saved).await
+            let request = request()?;
+            let task = format!("epoch {} of {}", request.epoch, request.run_id);
+            let busy = self.workers.activity.begin(CLUSTERER, &self.workers.clusterer, task);
+            let request = self.request(request)?;
+            self.one_try(&busy, client.cluster(request), read, saved).await
         })
         .await
     }
@@ -182,7 +189,9 @@ impl Call<'_> {
         };
         self.retried(&|never: Infallible| match never {}, async |saved| {
             let mut client = ClustererClient::new(self.workers.of_name(&self.workers.clusterer)?);
-            self.follow(begun(client.assign(self.request(request.clone())?).await)?, read, saved).await
+            let busy = self.workers.activity.begin(CLUSTERER, &self.workers.clusterer, "images of no run".to_owned());
+            let request = self.request(request.clone())?;
+            self.one_try(&busy, client.assign(request), read, saved).await
         })
         .await
     }
@@ -204,7 +213,11 @@ impl Call<'_> {
         self.retried(saved, async |saved| {
             let mut client =
                 TrainerClient::new(self.workers.of_name(&self.workers.trainer)?).max_decoding_message_size(LARGEST_ANSWER);
-            self.follow(begun(client.train(self.request(request()?)?).await)?, read, saved).await
+            let request = request()?;
+            let task = format!("epoch {} of {}", request.epoch, request.run_id);
+            let busy = self.workers.activity.begin(TRAINER, &self.workers.trainer, task);
+            let request = self.request(request)?;
+            self.one_try(&busy, client.train(request), read, saved).await
         })
         .await
     }
@@ -220,6 +233,26 @@ impl Call<'_> {
             request.metadata_mut().insert("traceparent", traceparent);
         }
         Ok(request)
+    }
+
+    /// One try of a worker that is seen to be busy with it.
+    async fn one_try<M, S, R>(
+        &self,
+        busy: &Busy,
+        answer: impl Future<Output = Result<Response<Streaming<M>>, Status>>,
+        read: impl Fn(M) -> Option<Step<S, R>>,
+        saved: Saved<'_, S>,
+    ) -> Result<R, Status> {
+        let told = |progress: Progress| {
+            busy.tell(&progress);
+            (self.progress)(progress);
+        };
+        let call = Call { progress: &told, ..*self };
+        let outcome = match begun(answer.await) {
+            Ok(stream) => call.follow(stream, read, saved).await,
+            Err(status) => Err(status),
+        };
+        outcome.inspect_err(|status| busy.failed(status))
     }
 
     /// Reads a stream to its result; silence and standstill count as a lost worker.

@@ -131,11 +131,8 @@ impl Options {
         if let Err(error) = self.log.parse::<tracing_subscriber::EnvFilter>() {
             mistakes.push(format!("--log '{}': {error}", self.log));
         }
-        let mut optional = |flag: &str, text: &str| match text {
-            "" => None,
-            text => address_of(text).map_err(|why| mistakes.push(format!("--{flag} '{text}' {why}"))).ok(),
-        };
-        let (metrics, health) = (optional("metrics", &self.metrics), optional("health", &self.health));
+        let metrics = optional_address("metrics", &self.metrics, &mut mistakes);
+        let health = optional_address("health", &self.health, &mut mistakes);
         let tls = self.server_files();
         if let Some(Err(mistake)) = tls.clone().map(ServerTls::new) {
             mistakes.push(format!("--tls-cert: {mistake}"));
@@ -166,6 +163,14 @@ impl Options {
     fn server_files(&self) -> Option<ServerFiles> {
         let (cert, key) = (self.tls_cert.as_ref()?.into(), self.tls_key.as_ref()?.into());
         Some(ServerFiles { cert, key, client_ca: self.tls_client_ca.as_ref().map(PathBuf::from) })
+    }
+}
+
+/// An address that a flag names, none when it names nothing; a mistake is noted.
+pub fn optional_address(flag: &str, text: &str, mistakes: &mut Vec<String>) -> Option<SocketAddr> {
+    match text {
+        "" => None,
+        text => address_of(text).map_err(|why| mistakes.push(format!("--{flag} '{text}' {why}"))).ok(),
     }
 }
 

@@ -31,6 +31,29 @@ const HEALTH: Duration = Duration::from_secs(10);
 /// When a server that is busy is worth another try.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// Why a caller is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No token came.
+    #[error("authorization: a bearer token is needed")]
+    Missing,
+    /// It is neither the read nor the write token.
+    #[error("authorization: the token is not the right one")]
+    Wrong,
+    /// It is the read token, and the caller wants to change something.
+    #[error("authorization: the token lets its bearer read, and nothing else")]
+    ReadsOnly,
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Missing | Refusal::Wrong => Self::unauthenticated(refusal.to_string()),
+            Refusal::ReadsOnly => Self::permission_denied(refusal.to_string()),
+        }
+    }
+}
+
 /// Tokens of a server's callers. Whoever has the write token may do everything.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens {
@@ -38,6 +61,35 @@ pub struct Tokens {
     pub read: Option<TokenFile>,
     /// Lets callers do everything. None: nobody needs a token.
     pub write: Option<TokenFile>,
+}
+
+impl Tokens {
+    /// Whether who offers this token, or none, may read; or do everything, where that is asked.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn permit(&self, offered: Option<&str>, everything: bool) -> Result<(), Refusal> {
+        let Some(write) = self.write.as_ref() else { return Ok(()) };
+        let offered = offered.ok_or(Refusal::Missing)?;
+        let is = |file: &TokenFile| {
+            file.is(offered).unwrap_or_else(|why| {
+                error!(why, "no token can be compared");
+                false
+            })
+        };
+        if is(write) {
+            return Ok(());
+        }
+        if !self.read.as_ref().is_some_and(is) {
+            return Err(Refusal::Wrong);
+        }
+        if everything { Err(Refusal::ReadsOnly) } else { Ok(()) }
+    }
+}
+
+/// The token that a request's headers show.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 /// The layer in front of a server's services.
@@ -139,27 +191,11 @@ impl Rules {
 
     fn may_pass(&self, request: &Request<Body>) -> Result<(), Status> {
         let path = request.uri().path();
-        let Some(write) = self.tokens.write.as_ref().filter(|_| !path.starts_with(OPEN)) else { return Ok(()) };
-        let offered = request.headers().get("authorization").and_then(|value| value.to_str().ok());
-        let Some(offered) = offered.and_then(|value| value.strip_prefix("Bearer ")) else {
-            return Err(Status::unauthenticated("authorization: a bearer token is needed"));
-        };
-        let is = |file: &TokenFile| {
-            file.is(offered).unwrap_or_else(|why| {
-                error!(why, "no token can be compared");
-                false
-            })
-        };
-        if is(write) {
+        if path.starts_with(OPEN) {
             return Ok(());
         }
-        if !self.tokens.read.as_ref().is_some_and(is) {
-            return Err(Status::unauthenticated("authorization: the token is not the right one"));
-        }
-        match self.read_methods.contains(&path) || path.starts_with(REFLECTION) {
-            true => Ok(()),
-            false => Err(Status::permission_denied("authorization: the token lets its bearer read, and nothing else")),
-        }
+        let reads = self.read_methods.contains(&path) || path.starts_with(REFLECTION);
+        self.tokens.permit(bearer(request.headers()), !reads).map_err(Status::from)
     }
 }
 

@@ -13,10 +13,12 @@ pub struct Limits {
     pub queue: usize,
     /// Most streams that follow runs (coordinator).
     pub watchers: usize,
+    /// Most connections to the live page (coordinator).
+    pub page_connections: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message_bytes: 4 << 20, streams: 1000, requests: 1000, queue: 100, watchers: 10_000 }
+        Self { message_bytes: 4 << 20, streams: 1000, requests: 1000, queue: 100, watchers: 10_000, page_connections: 1000 }
     }
 }

@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
-use tokio_rustls::server::TlsStream;
+pub use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tracing::{info, warn};
@@ -32,20 +32,37 @@ pub struct ServerFiles {
     pub client_ca: Option<PathBuf>,
 }
 
+/// What is spoken inside TLS, by the names of ALPN.
+const GRPC: &[u8] = b"h2";
+const PAGES: &[u8] = b"http/1.1";
+
 /// A server's side of TLS.
 pub struct ServerTls {
     files: ServerFiles,
+    speaks: &'static [u8],
     current: Mutex<(Vec<SystemTime>, Arc<ServerConfig>)>,
 }
 
 impl ServerTls {
-    /// Reads the files.
+    /// Reads the files of a server of gRPC.
     ///
     /// # Errors
     /// One clause that names the file.
     pub fn new(files: ServerFiles) -> Result<Self, String> {
-        let current = Mutex::new((files.times(), Arc::new(files.read()?)));
-        Ok(Self { files, current })
+        Self::speaking(GRPC, files)
+    }
+
+    /// Reads the files of a server of pages.
+    ///
+    /// # Errors
+    /// As [`ServerTls::new`].
+    pub fn for_pages(files: ServerFiles) -> Result<Self, String> {
+        Self::speaking(PAGES, files)
+    }
+
+    fn speaking(speaks: &'static [u8], files: ServerFiles) -> Result<Self, String> {
+        let current = Mutex::new((files.times(), Arc::new(files.read(speaks)?)));
+        Ok(Self { files, speaks, current })
     }
 
     /// What holds for a new connection. Files that have changed and are wrong leave everything as it was.
@@ -53,7 +70,7 @@ impl ServerTls {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let times = self.files.times();
         if times != current.0 {
-            match self.files.read() {
+            match self.files.read(self.speaks) {
                 Ok(config) => {
                     info!(cert = %self.files.cert.display(), "certificates read anew");
                     current.1 = Arc::new(config);
@@ -104,7 +121,7 @@ impl ServerFiles {
         all.into_iter().flatten().map(time).collect()
     }
 
-    fn read(&self) -> Result<ServerConfig, String> {
+    fn read(&self, speaks: &[u8]) -> Result<ServerConfig, String> {
         let named = |path: &Path| {
             let path = path.display().to_string();
             move |error: &dyn std::fmt::Display| format!("{path}: {error}")
@@ -126,7 +143,7 @@ impl ServerFiles {
             }
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|error| named(&self.cert)(&error))?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![speaks.to_vec()];
         Ok(config)
     }
 }
