@@ -40,7 +40,15 @@ fn the_volume_is_laid_out_as_promised() {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        let all = ["centroids.npy", "checkpoint.safetensors", "distances.npy", "epoch.json", "labels.npy", "whiten.safetensors"];
+        let all = [
+            "centroids.npy",
+            "checkpoint.safetensors",
+            "distances.npy",
+            "epoch.json",
+            "labels.npy",
+            "lineage.json",
+            "whiten.safetensors",
+        ];
         assert_eq!(names, all);
     }
 }

@@ -205,6 +205,7 @@ async fn odd_requests_to_workers_are_refused() {
             whiten: any_of(&mut runner, &file()),
             centroids: any_of(&mut runner, &file()),
             device: any_of(&mut runner, &text),
+            clustering: (other % 5) as i32,
         };
         judge_stream(&format!("{request:?}"), clusterer.cluster(request.clone())).await;
         let (whiten, centroids) = (any_of(&mut runner, &file()), any_of(&mut runner, &file()));
@@ -231,6 +232,7 @@ async fn odd_requests_to_workers_are_refused() {
             retry: one,
             cache: (0..2).filter_map(|_| any_of(&mut runner, &cached())).collect(),
             digests: vec![DigestsOfShard { file: any_of(&mut runner, &file()), first_image: seed }],
+            lineage: any_of(&mut runner, &file()),
         };
         judge_stream(&format!("{request:?}"), trainer.train(request.clone())).await;
     }

@@ -5,7 +5,7 @@ use crate::support::{deepcluster, program, text};
 use deepcluster_proto::v1::runs_client::RunsClient;
 use deepcluster_proto::v1::*;
 use deepcluster_volume::publish::publish_bytes;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -32,7 +32,9 @@ impl Authority {
     /// Certificate and key for 127.0.0.1.
     fn sign(&self) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        // A certificate of the authority's own name would pass for signed by itself.
+        params.distinguished_name.push(DnType::CommonName, "127.0.0.1");
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 

@@ -57,11 +57,17 @@ pub struct ServicesArgs {
     /// Most room that decoded images may take on the volume, as 200GB, or 0 for none; without it, half of what is free
     #[arg(long, value_name = "SIZE")]
     cache_limit: Option<String>,
+    /// Write files for TensorBoard beside the events of the run
+    #[arg(long)]
+    tensorboard: bool,
+    /// Serve a live page, as HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
 }
 
 impl ServicesArgs {
     /// One of each kind.
-    pub const ONE_EACH: Self = Self { extractors: 1, cache_limit: None };
+    pub const ONE_EACH: Self = Self { extractors: 1, cache_limit: None, tensorboard: false, http: None };
 
     /// Number of extractors.
     pub fn extractors(&self) -> usize {
@@ -131,6 +137,8 @@ impl Stack {
             format!("--trainer={}", addresses[n_extractors + 1]),
         ];
         arguments.extend(args.cache_limit.as_ref().map(|limit| format!("--cache-limit={limit}")));
+        arguments.extend(args.tensorboard.then(|| "--tensorboard".to_owned()));
+        arguments.extend(args.http.as_ref().map(|address| format!("--http={address}")));
         let volume = fs::canonicalize(volume).map_err(|error| Failure::usage(format!("{}: {error}", volume.display())))?;
         let mut coordinator = Service::new("coordinator", "coordinator", 1, &volume, arguments)?;
         // No run starts before one is asked for; when the coordinator dies later, that one must go on by itself.

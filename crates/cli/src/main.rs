@@ -237,10 +237,13 @@ fn parse() -> Result<Cli, Failure> {
 async fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Train { images, out, spec, services, json } => {
-            let spec = spec.spec(train::images_below_root(&images)?);
+            let spec = spec.on_this_machine()?.spec(train::images_below_root(&images)?);
             train::train(spec, &out, &services, json).await
         }
-        Command::Plan { plan, spec, services, json } => plan.plan(|images| spec.spec(images), &services, json).await,
+        Command::Plan { plan, spec, services, json } => {
+            let spec = spec.on_this_machine()?;
+            plan.plan(|images| spec.spec(images), &services, json).await
+        }
         Command::Resume { volume, run, services, json } => train::resume(&volume, run, &services, json).await,
         Command::Submit { images, spec, tags, request_id, server } => {
             if images.is_empty() {

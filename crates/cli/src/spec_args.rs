@@ -1,7 +1,9 @@
 //! The flags that describe a run.
 
+use crate::failure::Failure;
+use crate::train::below_root;
 use deepcluster_domain::geometry::resize_side;
-use deepcluster_domain::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery};
+use deepcluster_domain::{Architecture, ClusterCount, Clustering, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery};
 
 /// What a run shall do. Defaults are the recipe's.
 #[derive(Clone, Debug, clap::Args)]
@@ -64,6 +66,15 @@ pub struct SpecArgs {
     /// 8/7 of the image size when not given
     #[arg(long, value_name = "PIXELS")]
     cache_side: Option<u32>,
+    /// How features become pseudo-labels: kmeans, or pic (power iteration clustering, which finds its number of clusters itself)
+    #[arg(long, default_value_t = Clustering::KMeans, value_name = "NAME")]
+    clustering: Clustering,
+    /// Keep the top layer's rows of clusters that were there in the epoch before, instead of drawing them anew
+    #[arg(long)]
+    match_labels: bool,
+    /// A .safetensors file of weights to start from, under the official or torchvision's names
+    #[arg(long, value_name = "WEIGHTS")]
+    init: Option<String>,
 }
 
 impl SpecArgs {
@@ -90,6 +101,19 @@ impl SpecArgs {
             shard_images: self.shard_images,
             checkpoint_every: self.checkpoint_every,
             cache_side: self.cache_side.unwrap_or_else(|| resize_side(self.image_size)),
+            clustering: self.clustering,
+            match_labels: self.match_labels,
+            init: self.init.clone(),
         }
+    }
+
+    /// The same for services of this machine, whose images root is `/`.
+    ///
+    /// # Errors
+    /// When the weights to start from are not there.
+    pub fn on_this_machine(self) -> Result<Self, Failure> {
+        let init = self.init.as_ref().map(|file| below_root(file.as_ref())).transpose();
+        let init = init.map_err(|failure| Failure::usage(format!("--init {failure}")))?;
+        Ok(Self { init, ..self })
     }
 }

@@ -30,12 +30,20 @@ enum Wanted {
 /// # Errors
 /// One sentence that names the folder.
 pub fn images_below_root(images: &Path) -> Result<String, Failure> {
-    let named = |error: std::io::Error| Failure::usage(format!("{}: {error}", images.display()));
-    let absolute = fs::canonicalize(images).map_err(named)?;
-    if !absolute.is_dir() {
+    let relative = below_root(images)?;
+    if !images.is_dir() {
         return Err(Failure::usage(format!("{} is not a folder", images.display())));
     }
-    fs::read_dir(&absolute).map_err(named)?;
+    fs::read_dir(images).map_err(|error| Failure::usage(format!("{}: {error}", images.display())))?;
+    Ok(relative)
+}
+
+/// A path as the services know it, relative to their root, `/`.
+///
+/// # Errors
+/// One sentence that names it.
+pub fn below_root(path: &Path) -> Result<String, Failure> {
+    let absolute = fs::canonicalize(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
     let text = absolute.to_str().ok_or_else(|| Failure::usage(format!("{} is not UTF-8", absolute.display())))?;
     Ok(text.trim_start_matches('/').to_owned())
 }

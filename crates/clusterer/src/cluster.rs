@@ -1,9 +1,10 @@
 //! One clustering, from request to result.
 
-use deepcluster_clustering::{ClusteringError, Device, Features, Whitening, kmeans};
-use deepcluster_domain::{EpochId, Seeds};
+use deepcluster_clustering::pic::{self, centroids_of};
+use deepcluster_clustering::{Assigned, ClusteringError, Device, Features, Points, Whitening, kmeans};
+use deepcluster_domain::{Clustering, EpochId, Seeds};
 use deepcluster_proto::v1::cluster_saved::File as Saved;
-use deepcluster_proto::v1::{AssignRequest, AssignResult, ClusterRequest, ClusterResult, File, Progress};
+use deepcluster_proto::v1::{self, AssignRequest, AssignResult, ClusterRequest, ClusterResult, File, Progress};
 use deepcluster_proto::{FieldError, device_choice};
 use deepcluster_service::JobContext;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
@@ -25,10 +26,11 @@ const SKIPPED: i32 = -1;
 pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobContext<Saved>) -> Result<ClusterResult, Status> {
     requests::run_and_epoch(&request.run_id, request.epoch)?;
     let output = Output { volume, folder: requests::output(volume, &request.output)? };
+    let clustering = v1::Clustering::to_domain(request.clustering)?;
     for (field, value, most) in
         [("k", request.k, 10_000_000), ("pca", request.pca, 65_536), ("iterations", request.iterations, 10_000)]
     {
-        if !(1..=most).contains(&value) {
+        if !(1..=most).contains(&value) && (clustering == Clustering::KMeans || field == "pca") {
             return Err(FieldError::new(field, format!("must lie between 1 and {most}")).into());
         }
     }
@@ -60,19 +62,33 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
     };
     let dims = whitening.dims();
     let points = whitening.apply(&features, &output.folder.join(POINTS), &mut tell).map_err(failed)?;
-    let (centroids, at_centroids) = match &request.centroids {
-        Some(file) => (read_centroids(volume, file, request.k, dims)?, file.clone()),
-        None => {
-            let seed = kmeans::seed(seeds);
-            let centroids = kmeans::kmeans(&points, request.k, request.iterations, seed, device, &mut tell).map_err(failed)?;
-            let shape = [request.k as usize, dims];
-            let publish = |path: &Path| npy::publish_f32(path, &shape, &centroids).map_err(|error| volume_status(&error));
-            let file = output.publish("centroids.npy", publish)?;
-            context.saved(Saved::Centroids(file.clone()))?;
-            (centroids, file)
+    let publish_centroids = |k: u32, centroids: &[f32]| {
+        let shape = [k as usize, dims];
+        let publish = |path: &Path| npy::publish_f32(path, &shape, centroids).map_err(|error| volume_status(&error));
+        let file = output.publish("centroids.npy", publish)?;
+        context.saved(Saved::Centroids(file.clone()))?;
+        Ok::<_, Status>(file)
+    };
+    let (assigned, at_centroids, k) = match clustering {
+        Clustering::KMeans => {
+            let (centroids, file) = match &request.centroids {
+                Some(file) => (read_centroids(volume, file, request.k, dims)?, file.clone()),
+                None => {
+                    let seed = kmeans::seed(seeds);
+                    let centroids = kmeans::kmeans(&points, request.k, request.iterations, seed, device, &mut tell);
+                    let centroids = centroids.map_err(failed)?;
+                    let file = publish_centroids(request.k, &centroids)?;
+                    (centroids, file)
+                }
+            };
+            (kmeans::assign(&points, &centroids, device, &mut tell).map_err(failed)?, file, request.k)
+        }
+        // Its labels do not follow from centroids, so those that an earlier call has saved are no help.
+        Clustering::Pic => {
+            let (assigned, centroids, k) = by_power_iteration(&points, &mut tell).map_err(failed)?;
+            (assigned, publish_centroids(k, &centroids)?, k)
         }
     };
-    let assigned = kmeans::assign(&points, &centroids, device, &mut tell).map_err(failed)?;
     tell("write", 0, 0).map_err(failed)?;
     let objective = assigned.objective();
     let mut labels = vec![SKIPPED; features.n_rows()];
@@ -91,7 +107,28 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
         centroids: Some(at_centroids),
         objective,
         dims: dims as u32,
+        k,
     })
+}
+
+/// Labels by power iteration clustering, the means of its clusters, and how many there are.
+fn by_power_iteration(
+    points: &Points,
+    tell: &mut deepcluster_clustering::Progress<'_>,
+) -> Result<(Assigned, Vec<f32>, u32), ClusteringError> {
+    let labels = pic::pic(points, pic::SIGMA, pic::NEIGHBOURS, pic::ITERATIONS, tell)?;
+    let k = labels.iter().max().map_or(0, |largest| *largest as u32 + 1);
+    let centroids = centroids_of(points, &labels, k)?;
+    let mut distances = vec![0.0; labels.len()];
+    let dims = points.dims();
+    points.for_each_block(|first, block| {
+        for (point, at) in block.chunks_exact(dims).zip(first..) {
+            let own = &centroids[labels[at] as usize * dims..][..dims];
+            distances[at] = point.iter().zip(own).map(|(x, c)| (x - c) * (x - c)).sum();
+        }
+        Ok(())
+    })?;
+    Ok((Assigned { labels, distances }, centroids, k))
 }
 
 /// Assigns features to stored clusters and publishes what came out.

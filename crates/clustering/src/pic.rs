@@ -13,6 +13,13 @@ use faiss::index::flat::FlatIndexImpl;
 use faiss::index::{Idx, Index};
 use rayon::prelude::*;
 
+/// σ of the weights exp(−d ÷ σ²) (recipe, step 3).
+pub const SIGMA: f64 = 0.2;
+/// Neighbours of a point (recipe, step 3).
+pub const NEIGHBOURS: usize = 5;
+/// Iterations (recipe, step 3).
+pub const ITERATIONS: u32 = 200;
+
 /// α: how much of a height comes from the neighbours in an iteration.
 const ALPHA: f64 = 0.001;
 

@@ -41,14 +41,14 @@ pub(crate) async fn assign_images(
     let (volume, workers) = (&runs.workshop.volume, &runs.workshop.workers);
     let folder = Scratch::create(volume, &run.id)?;
     let network = match epoch.previous() {
-        None => None,
+        None => run.first_weights(),
         Some(before) => {
             let before: EpochManifest =
                 read_record(&run.folder.epoch(before).epoch_json()).map_err(|error| volume_status(&error))?;
-            Some(before.files.checkpoint)
+            Some(file_to_wire(&before.files.checkpoint))
         }
     };
-    let network = network_of(&run.spec, network.as_ref().map(file_to_wire));
+    let network = network_of(&run.spec, network);
     let assignment = OneAssignment { volume, workers, run: &run, manifest, network, images, folder };
     let assignments = assignment.run(stop).await?;
     Ok(AssignImagesResponse { assignments, epoch: epoch.0 })

@@ -3,7 +3,7 @@
 use crate::epoch::{EpochRunner, failed};
 use crate::run::Run;
 use deepcluster_domain::health::{self, Figures};
-use deepcluster_domain::{EpochId, scores};
+use deepcluster_domain::{Clustering, EpochId, scores};
 use deepcluster_images::folder_classes;
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::records::{EpochFiles, EpochManifest, EpochScores, RunState, VERSION, publish_record, read_record};
@@ -48,6 +48,7 @@ impl EpochRunner<'_> {
             whiten: clustering.whiten.clone(),
             centroids: clustering.centroids.clone(),
             checkpoint: training.checkpoint.clone(),
+            lineage: clustering.lineage.clone(),
         };
         for file in files.all() {
             volume.verified(file).map_err(failed)?;
@@ -111,7 +112,8 @@ fn warn_of(run: &Run, epoch: EpochId, scores: &EpochScores) -> Result<(), Volume
     let figures = Figures {
         loss: scores.loss,
         last_loss: last.map(|last| last.scores.loss),
-        k: run.record().resolved.k,
+        // Power iteration clustering has no other number of clusters than what came out.
+        k: if run.spec.clustering == Clustering::Pic { scores.nonempty as u32 } else { run.record().resolved.k },
         largest_share: scores.largest_share,
         effective_clusters: scores.effective_clusters.unwrap_or(f64::INFINITY),
     };

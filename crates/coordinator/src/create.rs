@@ -1,6 +1,7 @@
 //! Creating a run: once for each request id, if there is room for it on the volume and in the queue.
 
 use crate::images;
+use crate::init::Init;
 use crate::run::Run;
 use crate::runs::Runs;
 use deepcluster_domain::space::{SpaceNeeded, human};
@@ -56,6 +57,7 @@ impl Runs {
             return Ok(run);
         }
         self.check_queue(&self.lock())?;
+        let init = Init::find(&self.images, &new.spec)?;
         let (images, mut resolved) = images::list(&self.images, &new.spec)?;
         self.check_room(&new.spec, &resolved)?;
         let failed = |error: VolumeError| volume_status(&error);
@@ -75,6 +77,7 @@ impl Runs {
         let (csv, checksum) = image_list::to_csv(&images).map_err(|error| failed(VolumeError::io(&list)(error)))?;
         publish::publish_bytes(&list, &csv).map_err(failed)?;
         resolved.images_csv.push(checksum);
+        resolved.init = init.map(|init| init.publish(volume, &volume.run(&id))).transpose().map_err(failed)?;
         let record = RunRecord {
             version: VERSION,
             run_id: id.to_string(),

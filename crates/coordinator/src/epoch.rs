@@ -37,13 +37,15 @@ pub struct Workshop {
     pub token: u64,
     /// How much room decoded images may take.
     pub cache_limit: CacheLimit,
+    /// Whether runs write files for TensorBoard.
+    pub tensorboard: bool,
     n_tries: AtomicU64,
 }
 
 impl Workshop {
     /// Of an owner of a volume.
-    pub fn new(volume: Volume, workers: Workers, token: u64, cache_limit: CacheLimit) -> Self {
-        Self { volume, workers, token, cache_limit, n_tries: AtomicU64::new(0) }
+    pub fn new(volume: Volume, workers: Workers, token: u64, cache_limit: CacheLimit, tensorboard: bool) -> Self {
+        Self { volume, workers, token, cache_limit, tensorboard, n_tries: AtomicU64::new(0) }
     }
 
     /// A place beside `target` that no other try has ever had or will have.
@@ -179,7 +181,8 @@ impl EpochRunner<'_> {
     }
 
     pub(crate) fn network(&self) -> v1::Network {
-        network_of(self.spec, self.last.as_ref().map(|last| file_to_wire(&last.files.checkpoint)))
+        let last = self.last.as_ref().map(|last| file_to_wire(&last.files.checkpoint));
+        network_of(self.spec, last.or_else(|| self.run.first_weights()))
     }
 
     pub(crate) fn image_list(&self) -> Result<v1::ImageList, Status> {
@@ -274,7 +277,7 @@ fn trusted_digests(volume: &Volume, path: &Path) -> (DigestsRecord, Vec<VolumeEr
 fn trusted(volume: &Volume, mut pending: PendingEpoch) -> PendingEpoch {
     let good = |record: &FileRecord| volume.verified(record).is_ok();
     pending.shards.retain(|_, shard| good(&shard.features));
-    pending.clustering = pending.clustering.filter(|c| [&c.labels, &c.distances, &c.whiten, &c.centroids].into_iter().all(good));
+    pending.clustering = pending.clustering.filter(|clustering| clustering.files().into_iter().all(good));
     pending.clustering_so_far.whiten = pending.clustering_so_far.whiten.filter(good);
     let whitened = pending.clustering_so_far.whiten.is_some();
     pending.clustering_so_far.centroids = pending.clustering_so_far.centroids.filter(|file| whitened && good(file));

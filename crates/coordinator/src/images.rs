@@ -1,7 +1,7 @@
 //! The images of a run: listed when it is created, looked at again when it is resumed, and how many may be unreadable.
 
 use crate::run::Run;
-use deepcluster_domain::RunSpec;
+use deepcluster_domain::{Clustering, RunSpec};
 use deepcluster_images::decode::{self, Expected, REPLACED, UNKNOWN};
 use deepcluster_images::find::describe;
 use deepcluster_images::find_images;
@@ -28,8 +28,14 @@ pub(crate) fn list(root: &Path, spec: &RunSpec) -> Result<(Vec<ImageEntry>, Reso
 fn resolve(spec: &RunSpec, images: &[ImageEntry]) -> Result<ResolvedRecord, Status> {
     check_skipped(spec, images).map_err(Status::invalid_argument)?;
     let n_skipped = n_skipped(images);
-    let k = spec.k.resolve(images.len() - n_skipped).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    Ok(ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: Vec::new() })
+    let k = match spec.clustering {
+        Clustering::KMeans => {
+            spec.k.resolve(images.len() - n_skipped).map_err(|error| Status::invalid_argument(error.to_string()))?
+        }
+        // It comes out of each epoch.
+        Clustering::Pic => 0,
+    };
+    Ok(ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: Vec::new(), init: None })
 }
 
 /// Looks again at the images of a run that is to go on, since what kept them from being read may be over: a share that was
@@ -59,7 +65,7 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
         image.skipped = read.err().map(|why| why.to_string());
     }
     let resolved = match anew {
-        true => resolve(&run.spec, &images)?,
+        true => ResolvedRecord { init: record.resolved.init, ..resolve(&run.spec, &images)? },
         // The list and k stay; too few readable images are noticed where they always are.
         false => ResolvedRecord { n_skipped: n_skipped(&images), ..record.resolved },
     };

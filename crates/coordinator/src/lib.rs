@@ -16,6 +16,8 @@ pub mod epoch;
 pub mod extraction;
 mod fallback;
 mod images;
+mod init;
+mod lineage;
 mod list;
 mod members;
 mod pace;
@@ -25,6 +27,7 @@ mod retry;
 pub mod rpc;
 pub mod run;
 pub mod runs;
+mod tensorboard;
 pub mod web;
 pub mod workers;
 
@@ -65,6 +68,8 @@ pub struct Start {
     pub cache_limit: CacheLimit,
     /// Where the live page is served; nowhere without an address.
     pub http: Option<SocketAddr>,
+    /// Whether runs write files for TensorBoard.
+    pub tensorboard: bool,
 }
 
 impl Coordinator {
@@ -75,7 +80,7 @@ impl Coordinator {
     pub fn new(config: &Config, workers: Workers, start: Start) -> Result<Self, String> {
         let lock = VolumeLock::take(&config.volume, start.takeover_after).map_err(|error| error.to_string())?;
         // Clients and the network know the volume's files by paths below its real root.
-        let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token(), start.cache_limit);
+        let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token(), start.cache_limit, start.tensorboard);
         let runs = Runs::open(workshop, config.images.clone(), start.paused, config.limits).map_err(|error| error.to_string())?;
         let lost = Arc::new(OnceLock::new());
         let page = start.http.map(|address| LivePage { address, tokens: config.tokens.clone(), tls: config.tls.clone() });

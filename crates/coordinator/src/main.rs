@@ -48,6 +48,9 @@ struct Cli {
     /// Most room that decoded images may take on the volume, as 200GB, or 0 for none; without it, half of what is free
     #[arg(long, env = "DC_CACHE_LIMIT", value_name = "SIZE")]
     cache_limit: Option<String>,
+    /// Write files for TensorBoard beside the events of every run
+    #[arg(long, env = "DC_TENSORBOARD")]
+    tensorboard: bool,
     /// Most runs that wait for their turns
     #[arg(long, env = "DC_QUEUE_LIMIT", value_name = "N", default_value = "100")]
     queue_limit: String,
@@ -110,7 +113,7 @@ impl Cli {
         let workers = workers.map_err(|error| mistakes.extend(error)).ok();
         match (config, workers) {
             (Some(config), Some(workers)) if mistakes.is_empty() => {
-                let start = Start { paused: self.start_paused, takeover_after, cache_limit, http };
+                let start = Start { paused: self.start_paused, takeover_after, cache_limit, http, tensorboard: self.tensorboard };
                 Ok((Config { tokens, limits, ..config }, workers, start))
             }
             _ => Err(ConfigError(mistakes)),

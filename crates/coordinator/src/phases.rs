@@ -100,8 +100,10 @@ impl EpochRunner<'_> {
         };
         let labels = self.adopt(&record_of("labels", result.labels.as_ref())?, &self.folder.labels())?;
         let distances = self.adopt(&record_of("distances", result.distances.as_ref())?, &self.folder.distances())?;
-        let (objective, dims) = (result.objective, result.dims);
-        let clustering = ClusteringRecord { labels, distances, whiten, centroids, objective, dims, seconds: seconds() };
+        let k = if result.k == 0 { k } else { result.k };
+        let lineage = Some(self.name_clusters(&labels, k)?);
+        let (objective, dims, k, seconds) = (result.objective, result.dims, Some(k), seconds());
+        let clustering = ClusteringRecord { labels, distances, whiten, centroids, objective, dims, k, lineage, seconds };
         self.note(|pending| {
             pending.training = None;
             pending.training_so_far = None;
@@ -249,6 +251,7 @@ impl EpochRunner<'_> {
             whiten: pending.clustering_so_far.whiten.as_ref().map(file_to_wire),
             centroids: pending.clustering_so_far.centroids.as_ref().map(file_to_wire),
             device: self.spec.device.to_string(),
+            clustering: v1::Clustering::from(self.spec.clustering).into(),
         })
     }
 
@@ -267,7 +270,7 @@ impl EpochRunner<'_> {
             epoch: self.epoch.0,
             images: Some(self.image_list()?),
             labels: Some(file_to_wire(&clustering.labels)),
-            k: self.run.record().resolved.k,
+            k: clustering.k.unwrap_or(self.run.record().resolved.k),
             network: Some(self.network()),
             seed: self.spec.seed,
             batch: self.spec.batch,
@@ -282,6 +285,8 @@ impl EpochRunner<'_> {
             retry: pending.retries,
             cache: shards().filter_map(cached).collect::<Result<_, _>>()?,
             digests: shards().filter_map(digests).collect(),
+            // In the first epoch there is no top layer to keep anything of.
+            lineage: clustering.lineage.as_ref().filter(|_| self.spec.match_labels && self.last.is_some()).map(file_to_wire),
         })
     }
 }

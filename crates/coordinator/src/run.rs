@@ -3,6 +3,7 @@
 use crate::pace::Pace;
 use deepcluster_domain::{EpochId, RunId, RunSpec};
 use deepcluster_proto::{run_spec_to_wire, v1};
+use deepcluster_service::requests::file_to_wire;
 use deepcluster_volume::events::{Event, EventLog, Severity};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::records::{ResolvedRecord, RunRecord, RunState, publish_record, read_record};
@@ -74,7 +75,7 @@ impl Run {
             "state": record.state, "k": record.resolved.k, "k_given": record.spec.k,
             "images": record.resolved.n_images, "skipped": record.resolved.n_skipped,
             // What run.json can be made of again.
-            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "request_id": record.request_id,
+            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "init": record.resolved.init, "request_id": record.request_id,
             "priority": record.priority, "labels": record.labels, "note": record.note,
         });
         run.event("run", Severity::Info, resolved)?;
@@ -154,6 +155,11 @@ impl Run {
     /// A copy of its record.
     pub fn record(&self) -> RunRecord {
         self.lock().record.clone()
+    }
+
+    /// The weights that it starts from; none where they are drawn from its seed.
+    pub fn first_weights(&self) -> Option<v1::File> {
+        self.lock().record.resolved.init.as_ref().map(file_to_wire)
     }
 
     /// Changes the record durably.

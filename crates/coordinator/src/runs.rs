@@ -6,6 +6,7 @@ use crate::epoch::{EpochRunner, Workshop};
 use crate::fallback::{last_good, step_back};
 use crate::images;
 use crate::run::Run;
+use crate::tensorboard;
 use deepcluster_domain::space::{SpaceNeeded, human};
 use deepcluster_domain::{EpochId, RunId};
 use deepcluster_service::limits::Limits;
@@ -210,7 +211,11 @@ impl Runs {
                 EpochRunner::open(&self.workshop, run, &others)?.finish().await?
             }
         };
-        after_commit(&self.workshop.volume, run, epoch, &scores).map_err(failed)
+        after_commit(&self.workshop.volume, run, epoch, &scores).map_err(failed)?;
+        if self.workshop.tensorboard {
+            tensorboard::write(run, &self.images, epoch);
+        }
+        Ok(())
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {

@@ -2,7 +2,7 @@
 
 use crate::geometry::embedding_width;
 use crate::spec::SpecError;
-use crate::{FeatureDtype, Plan, RunSpec};
+use crate::{Clustering, FeatureDtype, Plan, RunSpec};
 use bytesize::ByteSize;
 use std::str::FromStr;
 
@@ -27,7 +27,10 @@ pub struct SpaceNeeded {
 impl SpaceNeeded {
     /// Of a spec, once the number of images and of clusters is known.
     pub fn of(spec: &RunSpec, n_images: usize, k: u32) -> Self {
-        let (n, k) = (n_images as u64, u64::from(k));
+        let n = n_images as u64;
+        // How many clusters power iteration finds is not known before: on the graph of five neighbours they have five images on
+        // average, or more.
+        let k = if spec.clustering == Clustering::Pic { n / 5 } else { u64::from(k) };
         let width = u64::from(embedding_width(spec.architecture));
         let dims = u64::from(spec.pca).min(width);
         let feature_bytes = match spec.feature_dtype {

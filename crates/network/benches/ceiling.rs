@@ -35,7 +35,7 @@ fn ceiling(criterion: &mut Criterion) {
             bencher.iter(|| network.embed(&images, Mode::Eval).expect("a pass").double_value(&[0, 0]));
         });
         let sgd = SgdOptions { learning_rate: 0.05, momentum: 0.9, weight_decay: 1e-5 };
-        let mut pass = TrainingPass::start(network, K, sgd, Seeds::new(31, EpochId(0)), None).expect("a pass");
+        let mut pass = TrainingPass::start(network, K, sgd, Seeds::new(31, EpochId(0)), None, &[]).expect("a pass");
         let labels: Vec<i64> = (0..BATCH).collect();
         let mut step = 0;
         group.bench_function(BenchmarkId::new("step", name), |bencher| {

@@ -105,6 +105,28 @@ pub fn load_progress(path: &Path) -> Result<TrainingProgress, NetworkError> {
     })
 }
 
+/// Reads the momentum buffers as [`load_momentum`] does; nothing where the file holds weights alone.
+///
+/// # Errors
+/// As there.
+pub fn load_momentum_if_any(path: &Path, plan: &Plan, device: Device) -> Result<Tensors, NetworkError> {
+    let file = TensorsFile::open(path).map_err(|error| unfit(path, error))?;
+    match file.tensors().any(|tensor| tensor.name.starts_with(OPTIMIZER)) {
+        true => load_momentum(path, plan, device),
+        false => Ok(Tensors::new()),
+    }
+}
+
+/// Reads the top layer that a checkpoint has, whatever its number of clusters.
+///
+/// # Errors
+/// As [`load_network`].
+pub fn load_any_top_layer(path: &Path, embedding: i64, device: Device) -> Result<[Tensor; 2], NetworkError> {
+    let file = TensorsFile::open(path).map_err(|error| unfit(path, error))?;
+    let k = file.find(&format!("{TOP_LAYER}bias")).and_then(|bias| bias.shape.first().copied()).unwrap_or(0);
+    load_top_layer(path, embedding, k as i64, device)
+}
+
 /// Reads a top layer: weight and bias.
 ///
 /// # Errors

@@ -88,6 +88,23 @@ impl Trained {
     }
 }
 
+/// Takes over the rows of clusters that come from one of the epoch before.
+fn keep_rows(fresh: &[Tensor; 2], before: &[Tensor; 2], kept: &[Option<u32>]) -> Result<(), NetworkError> {
+    let _no_grad = tch::no_grad_guard();
+    let (k, n_before) = (fresh[1].size()[0], before[1].size()[0]);
+    let pairs = (0..k).zip(kept).filter_map(|(to, from)| Some((to, i64::from((*from)?))));
+    let (to, from): (Vec<i64>, Vec<i64>) = pairs.filter(|(_, from)| *from < n_before).unzip();
+    if to.is_empty() {
+        return Ok(());
+    }
+    let index = |rows: &[i64]| Tensor::f_from_slice(rows)?.f_to(fresh[0].device());
+    let (to, from) = (index(&to)?, index(&from)?);
+    for (fresh, before) in fresh.iter().zip(before) {
+        let _ = fresh.shallow_clone().f_index_copy_(0, &to, &before.f_index_select(0, &from)?)?;
+    }
+    Ok(())
+}
+
 /// The numbers of SGD on the device.
 struct Scalars {
     momentum: f64,
@@ -96,7 +113,8 @@ struct Scalars {
 }
 
 impl TrainingPass {
-    /// Prepares an epoch: a fresh top layer for `k` clusters, momentum from the checkpoint where there is one.
+    /// Prepares an epoch: a fresh top layer for `k` clusters, but for the rows of clusters that come from one of the checkpoint's by
+    /// `kept` (empty for none); momentum from the checkpoint where there is one.
     ///
     /// # Errors
     /// When the checkpoint lacks a buffer, or libtorch is out of memory.
@@ -106,9 +124,13 @@ impl TrainingPass {
         sgd: SgdOptions,
         seeds: Seeds,
         checkpoint: Option<&Path>,
+        kept: &[Option<u32>],
     ) -> Result<Self, NetworkError> {
         let device = network.runtime.device;
         let top_layer = draw_top_layer(network.plan.embedding, i64::from(k), seeds, device)?;
+        if let Some(path) = checkpoint.filter(|_| kept.iter().any(Option::is_some)) {
+            keep_rows(&top_layer, &checkpoint::load_any_top_layer(path, network.plan.embedding, device)?, kept)?;
+        }
         Self::with_top_layer(network, top_layer, sgd, seeds, checkpoint)
     }
 
@@ -140,7 +162,7 @@ impl TrainingPass {
         checkpoint: Option<&Path>,
     ) -> Result<Self, NetworkError> {
         let momentum = match checkpoint {
-            Some(path) => checkpoint::load_momentum(path, &network.plan, network.runtime.device)?,
+            Some(path) => checkpoint::load_momentum_if_any(path, &network.plan, network.runtime.device)?,
             None => Tensors::new(),
         };
         let kind = network.runtime.kind;

@@ -39,7 +39,7 @@ fn main() {
     let folded = network().folded().unwrap();
     let (extraction_pages, extraction_bytes) = each(|_| drop(folded.features(&pixels).unwrap()));
     let sgd = SgdOptions { learning_rate: 1e-3, momentum: 0.9, weight_decay: 1e-5 };
-    let mut pass = TrainingPass::start(network(), 100, sgd, Seeds::new(1, EpochId(0)), None).unwrap();
+    let mut pass = TrainingPass::start(network(), 100, sgd, Seeds::new(1, EpochId(0)), None, &[]).unwrap();
     let (training_pages, training_bytes) = each(|step| assert!(pass.step(&pixels, &labels, step).unwrap().is_finite()));
     println!("extraction: {extraction_pages} pages and {extraction_bytes} bytes of ours a batch");
     println!("training: {training_pages} pages and {training_bytes} bytes of ours a step");

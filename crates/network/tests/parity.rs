@@ -145,7 +145,7 @@ fn a_checkpoint_restores_the_network_and_its_momentum() {
     let sgd = SgdOptions { learning_rate: 0.01, momentum: 0.9, weight_decay: 1e-5 };
     let seeds = Seeds::new(3, EpochId(1));
     let pixels: Vec<u8> = unit("pixels", 4 * 64 * 64 * 3).iter().map(|u| (u * 127.0 + 128.0) as u8).collect();
-    let mut first = TrainingPass::start(network(Architecture::AlexNet, true, 64), 5, sgd, seeds, None).unwrap();
+    let mut first = TrainingPass::start(network(Architecture::AlexNet, true, 64), 5, sgd, seeds, None, &[]).unwrap();
     first.step(&pixels, &[0, 1, 2, 3], 0).unwrap();
     first.publish(&path).unwrap();
 
@@ -153,7 +153,7 @@ fn a_checkpoint_restores_the_network_and_its_momentum() {
     let runtime = Runtime::prepare(DeviceChoice::Cpu, Precision::F32, 2).unwrap();
     let load = || {
         let network = Network::load(&spec, runtime, Some(&path)).unwrap();
-        TrainingPass::start(network, 5, sgd, seeds, Some(&path)).unwrap()
+        TrainingPass::start(network, 5, sgd, seeds, Some(&path), &[]).unwrap()
     };
     let (mut second, mut third) = (load(), load());
     let a = second.step(&pixels, &[3, 2, 1, 0], 1).unwrap();
@@ -177,7 +177,7 @@ fn features_out_of_the_range_of_numbers_are_noticed() {
         for tensor in network.tensors.values_mut() {
             *tensor = &*tensor * scale;
         }
-        TrainingPass::start(network, 3, sgd, Seeds::new(1, EpochId(0)), None).unwrap()
+        TrainingPass::start(network, 3, sgd, Seeds::new(1, EpochId(0)), None, &[]).unwrap()
     };
     let pixels: Vec<u8> = (0..64 * 64 * 3).map(|n| (n * 7 % 251) as u8).collect();
     pass(1.0).check_features(&pixels).unwrap();

@@ -57,7 +57,7 @@ fn training_in_bf16_follows_training_in_f32() {
     let (pixels, labels) = pictures();
     let sgd = SgdOptions { learning_rate: 0.01, momentum: 0.9, weight_decay: 1e-5 };
     let [wide, narrow] = [Precision::F32, Precision::Bf16].map(|precision| {
-        let pass = TrainingPass::start(network(precision), 4, sgd, Seeds::new(31, EpochId(0)), None).unwrap();
+        let pass = TrainingPass::start(network(precision), 4, sgd, Seeds::new(31, EpochId(0)), None, &[]).unwrap();
         let mut pass = pass.without_dropout();
         (0..12).map(|step| pass.step(&pixels, &labels, step).unwrap()).collect::<Vec<f64>>()
     });

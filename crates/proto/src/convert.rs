@@ -2,7 +2,7 @@
 
 use crate::v1;
 use deepcluster_domain::geometry::resize_side;
-use deepcluster_domain::{Architecture, ClusterCount, DeviceChoice, FeatureDtype, Precision, RunSpec, Tags};
+use deepcluster_domain::{Architecture, ClusterCount, Clustering, DeviceChoice, FeatureDtype, Precision, RunSpec, Tags};
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::{Code, Status};
@@ -93,6 +93,7 @@ enums! {
     "architecture": Architecture <-> Architecture
         [AlexNet = Alexnet, Vgg16 = Vgg16, ResNet18 = Resnet18, ResNet50 = Resnet50] else Architecture::AlexNet;
     "precision": Precision <-> Precision [Auto = Auto, F32 = F32, Bf16 = Bf16] else Precision::Auto;
+    "clustering": Clustering <-> Clustering [KMeans = Kmeans, Pic = Pic] else Clustering::KMeans;
     "feature_dtype": FeatureDtype <-> FeatureDtype [F16 = F16, F32 = F32] else FeatureDtype::F16;
 }
 
@@ -122,6 +123,9 @@ pub fn run_spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         shard_images: spec.shard_images,
         checkpoint_every: spec.checkpoint_every.to_string(),
         cache_side: spec.cache_side,
+        clustering: v1::Clustering::from(spec.clustering).into(),
+        match_labels: spec.match_labels,
+        init: spec.init.clone().unwrap_or_default(),
     }
 }
 
@@ -158,6 +162,9 @@ impl TryFrom<v1::RunSpec> for RunSpec {
                 "" => default.checkpoint_every,
                 text => text.parse().map_err(|error| FieldError::new("checkpoint_every", error))?,
             },
+            clustering: v1::Clustering::to_domain(wire.clustering)?,
+            match_labels: wire.match_labels,
+            init: Some(wire.init).filter(|path| !path.is_empty()),
         };
         match spec.violations() {
             none if none.is_empty() => Ok(spec),
@@ -211,6 +218,9 @@ mod tests {
             device: "cuda:3".parse().unwrap(),
             checkpoint_every: "7".parse().unwrap(),
             cache_side: 300,
+            clustering: Clustering::Pic,
+            match_labels: true,
+            init: Some("weights.safetensors".to_owned()),
             ..RunSpec::default()
         };
         assert_eq!(RunSpec::try_from(run_spec_to_wire(&spec)), Ok(spec));

@@ -129,7 +129,12 @@ impl Plot {
             .x_label_area_size(40)
             .y_label_area_size(64)
             .build_cartesian_2d(epochs.0..epochs.1, values.0..values.1)?;
-        let value_label = |value: &f64| short(*value);
+        // Labels that differ by less than `short` tells need more digits.
+        let digits = (-((values.1 - values.0) / 6.0).log10()).ceil().clamp(0.0, 6.0) as usize;
+        let value_label = |value: &f64| match value.abs() < 1e4 && digits > 0 {
+            true => format!("{value:.digits$}"),
+            false => short(*value),
+        };
         chart
             .configure_mesh()
             .disable_x_mesh()

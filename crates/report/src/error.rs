@@ -1,5 +1,6 @@
 //! What can go wrong while a report is made.
 
+use deepcluster_tensorboard::ProjectionError;
 use deepcluster_volume::VolumeError;
 use std::path::PathBuf;
 
@@ -18,4 +19,7 @@ pub enum ReportError {
     /// A thumbnail cannot be made.
     #[error("a picture cannot be encoded: {0}")]
     Image(#[from] image::ImageError),
+    /// The centroids cannot be shown by the projector.
+    #[error(transparent)]
+    Projection(#[from] ProjectionError),
 }

@@ -19,6 +19,7 @@ pub mod page;
 mod project;
 mod script;
 pub mod style;
+pub mod tensorboard;
 #[cfg(test)]
 mod testing;
 mod thumbs;

@@ -2,39 +2,16 @@
 
 use crate::atlas::Ancestor;
 use deepcluster_domain::EpochId;
+use deepcluster_volume::lineage_record::{LineageRecord, NamedRecord};
+use deepcluster_volume::records::read_record;
 use deepcluster_volume::{RunFolder, VolumeError};
-use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
-
-/// The version of `lineage.json` that this program reads.
-const VERSION: u32 = 1;
-
-/// `lineage.json` of an epoch.
-#[derive(Deserialize)]
-struct Lineage {
-    version: u32,
-    clusters: Vec<Origin>,
-}
-
-/// Where a cluster comes from.
-#[derive(Clone, Copy, Deserialize)]
-struct Origin {
-    /// Its stable number.
-    name: u32,
-    /// Its number in the epoch before; none when it is new.
-    from: Option<u32>,
-    /// Images that it has in common with that one.
-    shared: usize,
-    /// Images that it has.
-    size: usize,
-}
 
 /// The lineages of the last epochs, as far back as there are any.
 pub(crate) struct Lineages {
     last: EpochId,
-    of_epochs: BTreeMap<EpochId, Lineage>,
+    of_epochs: BTreeMap<EpochId, LineageRecord>,
 }
 
 impl Lineages {
@@ -43,15 +20,15 @@ impl Lineages {
         let mut of_epochs = BTreeMap::new();
         let mut next = Some(last);
         while let Some(epoch) = next {
-            let Some(lineage) = read(&run.epoch(epoch).path().join("lineage.json"))? else { break };
+            let Some(lineage) = read(&run.epoch(epoch).lineage_json())? else { break };
             of_epochs.insert(epoch, lineage);
             next = epoch.previous();
         }
         Ok(Self { last, of_epochs })
     }
 
-    fn origin(&self, epoch: EpochId, cluster: u32) -> Option<Origin> {
-        self.of_epochs.get(&epoch)?.clusters.get(cluster as usize).copied()
+    fn origin(&self, epoch: EpochId, cluster: u32) -> Option<&NamedRecord> {
+        self.of_epochs.get(&epoch)?.clusters.get(cluster as usize)
     }
 
     /// What a cluster of the last epoch is called, through all epochs.
@@ -64,9 +41,9 @@ impl Lineages {
         let mut history = Vec::new();
         let mut next = Some((self.last, cluster));
         while let Some((epoch, cluster)) = next {
-            let Some(Origin { from, shared, size, .. }) = self.origin(epoch, cluster) else { break };
-            history.push(Ancestor { epoch: epoch.0, cluster, shared, size });
-            next = epoch.previous().zip(from);
+            let Some(NamedRecord { from, shared, size, .. }) = self.origin(epoch, cluster) else { break };
+            history.push(Ancestor { epoch: epoch.0, cluster, shared: *shared, size: *size });
+            next = epoch.previous().zip(*from);
         }
         history.reverse();
         history
@@ -74,37 +51,31 @@ impl Lineages {
 }
 
 /// None where there is no such file.
-fn read(path: &Path) -> Result<Option<Lineage>, VolumeError> {
-    match fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(VolumeError::io(path)(error)),
-        Ok(text) => {
-            let lineage: Lineage = serde_json::from_slice(&text).map_err(|error| VolumeError::corrupt(path, error))?;
-            if lineage.version != VERSION {
-                let why = format!("has version {}, this program reads version {VERSION}", lineage.version);
-                return Err(VolumeError::corrupt(path, why));
-            }
-            Ok(Some(lineage))
-        }
+fn read(path: &Path) -> Result<Option<LineageRecord>, VolumeError> {
+    match read_record(path) {
+        Ok(lineage) => Ok(Some(lineage)),
+        Err(VolumeError::Missing(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use deepcluster_volume::publish::publish_bytes;
+    use deepcluster_domain::lineage::{Lineage, Named};
+    use deepcluster_volume::records::publish_record;
 
     #[test]
     fn a_cluster_is_followed_back_as_far_as_its_ancestors_are_known() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFolder::at(folder.path());
-        let write = |epoch: u32, text: &str| {
-            publish_bytes(&run.epoch(EpochId(epoch)).path().join("lineage.json"), text.as_bytes()).unwrap();
+        let write = |epoch: u32, clusters: Vec<Named>| {
+            let lineage = Lineage { clusters, next_name: 8 };
+            publish_record(&run.epoch(EpochId(epoch)).lineage_json(), &LineageRecord::new(EpochId(epoch), &lineage)).unwrap();
         };
-        write(1, r#"{"version":1,"epoch":1,"clusters":[{"name":5,"from":null,"shared":0,"size":9}]}"#);
-        let new = r#"{"name":7,"from":null,"shared":0,"size":1}"#;
-        let old = r#"{"name":5,"from":0,"shared":8,"size":10}"#;
-        write(2, &format!("{{\"version\":1,\"epoch\":2,\"clusters\":[{new},{old}]}}"));
+        write(1, vec![Named { name: 5, from: None, shared: 0, size: 9 }]);
+        let new = Named { name: 7, from: None, shared: 0, size: 1 };
+        write(2, vec![new, Named { name: 5, from: Some(0), shared: 8, size: 10 }]);
         let lineages = Lineages::read(&run, EpochId(2)).unwrap();
         assert_eq!([lineages.name(0), lineages.name(1), lineages.name(2)], ["c0007", "c0005", "c0002"]);
         let ancestors =

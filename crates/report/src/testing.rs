@@ -55,7 +55,7 @@ fn record(images_csv: String) -> RunRecord {
         run_id: "made-up".to_owned(),
         created: 0,
         spec: SpecRecord::from(&RunSpec { epochs: 2, ..RunSpec::default() }),
-        resolved: ResolvedRecord { k: 4, n_images: 12, n_skipped: 1, images_csv: vec![images_csv] },
+        resolved: ResolvedRecord { k: 4, n_images: 12, n_skipped: 1, images_csv: vec![images_csv], init: None },
         state: RunState::Finished,
         message: String::new(),
         epochs_done: 2,
@@ -85,6 +85,7 @@ fn last_epoch(volume: &Volume, run: &RunFolder) {
         whiten: record(folder.whiten(), tensors::publish_f32(&folder.whiten(), &whiten).unwrap()),
         centroids: record(folder.centroids(), npy::publish_f32(&folder.centroids(), &[4, 3], &centroids).unwrap()),
         checkpoint: record(folder.checkpoint(), tensors::publish_f32(&folder.checkpoint(), &checkpoint).unwrap()),
+        lineage: None,
     };
     let manifest = EpochManifest { version: VERSION, epoch: 1, files, scores: scores(1) };
     publish_record(&folder.epoch_json(), &manifest).unwrap();

@@ -81,11 +81,14 @@ impl RunView {
         // Epochs that were damaged and gone back from have events, but are not there until they are made anew. One more than
         // the record counts may be committed.
         scores.retain(|epoch, _| *epoch <= record.epochs_done);
+        // Power iteration clustering has no other number of clusters than what came out last.
+        let found = || scores.last_key_value().map_or(0, |(_, scores)| scores.nonempty as u32);
+        let k = if record.resolved.k == 0 { found() } else { record.resolved.k };
         Self {
             run_id: record.run_id.clone(),
             state: record.state.to_string(),
             message: record.message.clone(),
-            k: record.resolved.k,
+            k,
             n_images: record.resolved.n_images,
             n_skipped: record.resolved.n_skipped,
             epochs: record.spec.epochs,

@@ -12,7 +12,9 @@ use deepcluster_proto::v1::{File, Progress, SkippedImage, TrainRequest, TrainRes
 use deepcluster_service::JobContext;
 use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
+use deepcluster_volume::lineage_record::LineageRecord;
 use deepcluster_volume::npy;
+use deepcluster_volume::records::read_record;
 use metrics::{counter, gauge, histogram};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -108,10 +110,22 @@ fn begin(
     match &saved {
         Some(saved) => TrainingPass::go_on(network, request.k, sgd, seeds, saved).map_err(status),
         None => {
-            let pass = TrainingPass::start(network, request.k, sgd, seeds, checkpoint.as_deref()).map_err(status)?;
+            let kept = kept_rows(place, request)?;
+            let pass = TrainingPass::start(network, request.k, sgd, seeds, checkpoint.as_deref(), &kept).map_err(status)?;
             Ok((pass, TrainingProgress::default()))
         }
     }
+}
+
+/// For each cluster the one of the epoch before whose row of the top layer it takes over; nothing when all are drawn anew.
+fn kept_rows(place: &Place, request: &TrainRequest) -> Result<Vec<Option<u32>>, Status> {
+    let Some(file) = &request.lineage else { return Ok(Vec::new()) };
+    let path = requests::verified(&place.volume, "lineage", Some(file))?;
+    let lineage: LineageRecord = read_record(&path).map_err(|error| volume_status(&error))?;
+    if lineage.clusters.len() != request.k as usize {
+        return Err(FieldError::new("lineage", format!("is of {} clusters, not of k", lineage.clusters.len())).into());
+    }
+    Ok(lineage.clusters.into_iter().map(|cluster| cluster.from).collect())
 }
 
 /// Which images are shown in which order, and as what.

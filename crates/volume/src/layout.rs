@@ -187,6 +187,16 @@ impl RunFolder {
         self.path.join("events.jsonl")
     }
 
+    /// The weights that the run starts from, where they are not drawn.
+    pub fn init(&self) -> PathBuf {
+        self.path.join("init.safetensors")
+    }
+
+    /// The folder of TensorBoard's files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
+    }
+
     /// Labels of the last committed epoch, for people.
     pub fn labels_csv(&self) -> PathBuf {
         self.path.join("labels.csv")
@@ -299,6 +309,11 @@ impl EpochFolder {
     /// Mean and projection of the whitening.
     pub fn whiten(&self) -> PathBuf {
         self.path.join("whiten.safetensors")
+    }
+
+    /// The lasting names of the clusters.
+    pub fn lineage_json(&self) -> PathBuf {
+        self.path.join("lineage.json")
     }
 
     /// Where training stood after so many steps of the epoch.

@@ -59,6 +59,9 @@ pub struct ResolvedRecord {
     /// BLAKE3 of images.csv. Two while one list takes the place of another; none in runs that are older than this.
     #[serde(default)]
     pub images_csv: Vec<String>,
+    /// The weights that the run starts from; none where they are drawn from its seed.
+    #[serde(default)]
+    pub init: Option<FileRecord>,
 }
 
 /// Where a run stands.
@@ -190,8 +193,21 @@ pub struct ClusteringRecord {
     pub objective: f64,
     /// Dimensions that had variance.
     pub dims: u32,
+    /// Number of clusters; none in records that are older than a number that may differ from the run's.
+    #[serde(default)]
+    pub k: Option<u32>,
+    /// The lasting names of the clusters; none in records that are older than names.
+    #[serde(default)]
+    pub lineage: Option<FileRecord>,
     /// Seconds that it took.
     pub seconds: f64,
+}
+
+impl ClusteringRecord {
+    /// All files of it.
+    pub fn files(&self) -> Vec<&FileRecord> {
+        [&self.labels, &self.distances, &self.whiten, &self.centroids].into_iter().chain(&self.lineage).collect()
+    }
 }
 
 /// The finished phases of a clustering.
@@ -277,12 +293,16 @@ pub struct EpochFiles {
     pub centroids: FileRecord,
     /// safetensors: the network and its optimizer.
     pub checkpoint: FileRecord,
+    /// JSON: the lasting names of the clusters; none in epochs that are older than names.
+    #[serde(default)]
+    pub lineage: Option<FileRecord>,
 }
 
 impl EpochFiles {
     /// All of them.
-    pub fn all(&self) -> [&FileRecord; 5] {
-        [&self.labels, &self.distances, &self.whiten, &self.centroids, &self.checkpoint]
+    pub fn all(&self) -> Vec<&FileRecord> {
+        let always = [&self.labels, &self.distances, &self.whiten, &self.centroids, &self.checkpoint];
+        always.into_iter().chain(&self.lineage).collect()
     }
 }
 

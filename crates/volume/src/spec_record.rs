@@ -1,7 +1,7 @@
 //! How a run's spec stands in `run.json`.
 
 use deepcluster_domain::geometry::resize_side;
-use deepcluster_domain::{RunSpec, SaveEvery, SpecError};
+use deepcluster_domain::{Clustering, RunSpec, SaveEvery, SpecError};
 use serde::{Deserialize, Serialize};
 
 /// The persisted form of [`RunSpec`].
@@ -30,11 +30,21 @@ pub struct SpecRecord {
     pub checkpoint_every: String,
     #[serde(default)]
     pub cache_side: u32,
+    #[serde(default = "kmeans")]
+    pub clustering: String,
+    #[serde(default)]
+    pub match_labels: bool,
+    #[serde(default)]
+    pub init: Option<String>,
 }
 
 /// What runs do whose record is older than the choice.
 fn five_minutes() -> String {
     SaveEvery::Seconds(300).to_string()
+}
+
+fn kmeans() -> String {
+    Clustering::KMeans.to_string()
 }
 
 impl From<&RunSpec> for SpecRecord {
@@ -61,6 +71,9 @@ impl From<&RunSpec> for SpecRecord {
             shard_images,
             checkpoint_every,
             cache_side,
+            clustering,
+            match_labels,
+            init,
         } = spec.clone();
         Self {
             images,
@@ -83,6 +96,9 @@ impl From<&RunSpec> for SpecRecord {
             shard_images,
             checkpoint_every: checkpoint_every.to_string(),
             cache_side,
+            clustering: clustering.to_string(),
+            match_labels,
+            init,
         }
     }
 }
@@ -116,6 +132,9 @@ impl TryFrom<SpecRecord> for RunSpec {
                 0 => resize_side(record.image_size),
                 side => side,
             },
+            clustering: record.clustering.parse()?,
+            match_labels: record.match_labels,
+            init: record.init,
         };
         spec.validate()?;
         Ok(spec)
@@ -128,7 +147,14 @@ mod tests {
 
     #[test]
     fn a_spec_survives_the_volume() {
-        let spec = RunSpec { k: "37".parse().unwrap(), learning_rate: 0.1 + 0.2, seed: u64::MAX, ..RunSpec::default() };
+        let spec = RunSpec {
+            k: "37".parse().unwrap(),
+            learning_rate: 0.1 + 0.2,
+            seed: u64::MAX,
+            clustering: Clustering::Pic,
+            init: Some("a/b".into()),
+            ..RunSpec::default()
+        };
         let text = serde_json::to_string(&SpecRecord::from(&spec)).unwrap();
         let record: SpecRecord = serde_json::from_str(&text).unwrap();
         assert_eq!(RunSpec::try_from(record), Ok(spec));

@@ -3,6 +3,7 @@
 
 use crate::VolumeError;
 use crate::publish::{AtomicFile, Digest};
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,7 +37,38 @@ pub struct Described {
     pub shape: Vec<usize>,
 }
 
+/// Types of numbers that become f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementKind {
+    /// As they are.
+    F32,
+    /// Halves.
+    F16,
+    /// Halves with the range of f32.
+    Bf16,
+    /// Doubles, which are rounded.
+    F64,
+}
+
+impl ElementKind {
+    /// That of a tensor; none for one that holds no numbers of these types.
+    pub fn of(tensor: &Described) -> Option<Self> {
+        match tensor.dtype {
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::Bf16),
+            Dtype::F64 => Some(Self::F64),
+            _ => None,
+        }
+    }
+}
+
 impl Described {
+    /// A tensor of f32.
+    pub fn f32(name: &str, shape: &[usize]) -> Self {
+        Self { name: name.to_owned(), dtype: Dtype::F32, shape: shape.to_vec() }
+    }
+
     fn bytes(&self) -> Option<usize> {
         let numbers = self.shape.iter().try_fold(1_usize, |product, n| product.checked_mul(*n))?;
         Some(numbers.checked_mul(self.dtype.bitsize())? / 8)
@@ -108,6 +140,27 @@ impl TensorsFile {
         let (bytes, at) = found.ok_or_else(|| VolumeError::corrupt(&self.path, format!("has no tensor {name}")))?;
         out.resize(bytes, 0);
         self.file.read_exact_at(out, self.data_at + at).map_err(|error| VolumeError::corrupt(&self.path, error))
+    }
+}
+
+impl TensorsFile {
+    /// Reads the numbers of a tensor as f32 in C order, in the place of what `out` held.
+    ///
+    /// # Errors
+    /// When there is none of that name, it holds no numbers, or it cannot be read.
+    pub fn read_f32(&self, name: &str, out: &mut Vec<f32>) -> Result<(), VolumeError> {
+        let kind = self.find(name).and_then(ElementKind::of);
+        let kind = kind.ok_or_else(|| VolumeError::corrupt(&self.path, format!("has no numbers named {name}")))?;
+        let mut bytes = Vec::new();
+        self.read(name, &mut bytes)?;
+        out.clear();
+        match kind {
+            ElementKind::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
+            ElementKind::F16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32())),
+            ElementKind::Bf16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32())),
+            ElementKind::F64 => out.extend(bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32)),
+        }
+        Ok(())
     }
 }
 

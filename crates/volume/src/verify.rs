@@ -3,7 +3,7 @@
 use crate::events::EventLog;
 use crate::image_list::ImageEntry;
 use crate::pixels::PixelsFile;
-use crate::publish::{self, TEMPORARY};
+use crate::publish::{self, FileRecord, TEMPORARY};
 use crate::records::{
     DigestsRecord, EpochManifest, PendingEpoch, ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION, publish_record,
     read_record,
@@ -55,6 +55,9 @@ pub fn verify_run(volume: &Volume, id: &RunId) -> Result<Report, VolumeError> {
     if let Some(record) = &record {
         let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| VolumeError::corrupt(&folder.run_json(), error));
         report.note(spec.map(drop))?;
+        if let Some(init) = &record.resolved.init {
+            report.note(volume.verified(init))?;
+        }
     }
     let images = report.note(read_images(&folder, record.as_ref()))?;
     report.note(EventLog::read(&folder.events_jsonl()).map(drop))?;
@@ -137,7 +140,7 @@ impl Report {
         }
         let Some(pending) = self.note(read_record::<PendingEpoch>(&path))? else { return Ok(()) };
         let shards = pending.shards.values().map(|shard| &shard.features);
-        let clustering = pending.clustering.iter().flat_map(|c| [&c.labels, &c.distances, &c.whiten, &c.centroids]);
+        let clustering = pending.clustering.iter().flat_map(|clustering| clustering.files());
         let so_far = pending.clustering_so_far.whiten.iter().chain(&pending.clustering_so_far.centroids);
         let training = pending.training.iter().map(|training| &training.checkpoint);
         let training_so_far = pending.training_so_far.iter().map(|training| &training.file);
@@ -244,7 +247,13 @@ fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<()
         run_id: id.to_string(),
         created: created.time as u64,
         state,
-        resolved: ResolvedRecord { k: created.k, n_images: images.len(), n_skipped, images_csv: vec![checksum] },
+        resolved: ResolvedRecord {
+            k: created.k,
+            n_images: images.len(),
+            n_skipped,
+            images_csv: vec![checksum],
+            init: created.init,
+        },
         message: "run.json was damaged, and made anew from the events".to_owned(),
         epochs_done,
         request_id: created.request_id,
@@ -267,6 +276,8 @@ struct Created {
     priority: i32,
     labels: BTreeMap<String, String>,
     note: String,
+    #[serde(default)]
+    init: Option<FileRecord>,
 }
 
 fn read_images(folder: &RunFolder, record: Option<&RunRecord>) -> Result<Vec<ImageEntry>, VolumeError> {

@@ -23,7 +23,7 @@ fn version_1_is_read() {
 
     let manifest: EpochManifest = read_record(&run.epoch(EpochId(1)).epoch_json()).unwrap();
     assert_eq!((manifest.epoch, manifest.scores.images), (1, 40));
-    assert_eq!(manifest.files.all().map(|file| file.blake3.len()), [64; 5]);
+    assert_eq!(manifest.files.all().iter().map(|file| file.blake3.len()).collect::<Vec<_>>(), [64; 5]);
     assert_eq!(manifest.scores.effective_clusters, None, "epochs older than the figure have none");
 
     let pending: PendingEpoch = read_record(&run.epoch(EpochId(2)).pending_json()).unwrap();

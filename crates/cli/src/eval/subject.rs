@@ -72,7 +72,8 @@ impl SubjectArgs {
             (false, Some(epoch)) => Some(manifest_of(&run, epoch)?),
         };
         let checkpoint: Option<v1::File> = manifest.as_ref().map(|manifest| file_to_wire(&manifest.files.checkpoint));
-        let network = network_of(&spec, checkpoint);
+        let first = record.resolved.init.as_ref().map(file_to_wire);
+        let network = network_of(&spec, checkpoint.or(first));
         Ok(Subject { volume, run_id, run, spec, epoch: manifest.map(|manifest| manifest.epoch), network })
     }
 }
