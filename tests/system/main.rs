@@ -8,6 +8,7 @@ mod api;
 mod bad_input;
 mod cache;
 mod chaos;
+mod choices;
 mod counted;
 mod damage;
 mod deploy;

@@ -59,11 +59,18 @@ impl EpochRunner<'_> {
     }
 }
 
-/// Everything that follows from a commit; each part may be repeated.
+/// Everything that follows from a commit; each part may be repeated. `beside` is done before the epoch counts, and with the last one
+/// the run has ended.
 ///
 /// # Errors
 /// When the volume cannot be read or written.
-pub(crate) fn after_commit(volume: &Volume, run: &Run, epoch: EpochId, scores: &EpochScores) -> Result<(), VolumeError> {
+pub(crate) fn after_commit(
+    volume: &Volume,
+    run: &Run,
+    epoch: EpochId,
+    scores: &EpochScores,
+    beside: impl FnOnce(),
+) -> Result<(), VolumeError> {
     let folder = run.folder.epoch(epoch);
     let manifest: EpochManifest = read_record(&folder.epoch_json())?;
     let images = run.images()?;
@@ -74,6 +81,7 @@ pub(crate) fn after_commit(volume: &Volume, run: &Run, epoch: EpochId, scores: &
     run.event_of_epoch(epoch, "epoch", Severity::Info, body)?;
     warn_of(run, epoch, scores)?;
     tell(run, scores);
+    beside();
     info!(run_id = %run.id, epoch = epoch.0, loss = scores.loss, "epoch committed");
     publish::remove(&folder.features())?;
     folder.trainings()?.iter().try_for_each(|saved| publish::remove(saved))?;

@@ -211,11 +211,12 @@ impl Runs {
                 EpochRunner::open(&self.workshop, run, &others)?.finish().await?
             }
         };
-        after_commit(&self.workshop.volume, run, epoch, &scores).map_err(failed)?;
-        if self.workshop.tensorboard {
-            tensorboard::write(run, &self.images, epoch);
-        }
-        Ok(())
+        let beside = || {
+            if self.workshop.tensorboard {
+                tensorboard::write(run, &self.images, epoch);
+            }
+        };
+        after_commit(&self.workshop.volume, run, epoch, &scores, beside).map_err(failed)
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {

@@ -218,12 +218,14 @@ mod tests {
             device: "cuda:3".parse().unwrap(),
             checkpoint_every: "7".parse().unwrap(),
             cache_side: 300,
-            clustering: Clustering::Pic,
             match_labels: true,
             init: Some("weights.safetensors".to_owned()),
             ..RunSpec::default()
         };
-        assert_eq!(RunSpec::try_from(run_spec_to_wire(&spec)), Ok(spec));
+        let pic = RunSpec { clustering: Clustering::Pic, k: ClusterCount::Auto, ..spec.clone() };
+        for spec in [spec, pic] {
+            assert_eq!(RunSpec::try_from(run_spec_to_wire(&spec)), Ok(spec));
+        }
     }
 
     #[test]
