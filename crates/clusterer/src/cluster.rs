@@ -98,6 +98,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
         distances[row] = *distance;
     }
     let [labels, distances] = output.labels_and_distances(&labels, &distances)?;
+    let whitened = output.publish("whitened.npy", |path| points.publish(path, &features, &mut tell).map_err(failed))?;
     gauge!("deepcluster_kmeans_objective").set(objective);
     info!(epoch = request.epoch, images = features.n_kept(), dims, objective, %device, "clustering finished");
     Ok(ClusterResult {
@@ -108,6 +109,7 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
         objective,
         dims: dims as u32,
         k,
+        whitened: Some(whitened),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The clusterer: features of all shards in, pseudo-labels out.
 //!
 //! ```text
-//! Cluster ─► verify inputs ─► whiten (blocks) ─► k-means (faiss) ─► nearest centroid ─► labels, distances ─► result
+//! Cluster ─► verify inputs ─► whiten (blocks) ─► k-means (faiss) ─► nearest centroid ─► labels, distances, points ─► result
 //!                                  └── saved          └── saved, to go on from
 //! Search  ─► whiten, if wished ─► flat index of inner products, block by block ─► neighbours, similarities ─► result
 //! Assign  ─► verify inputs ─► apply a stored whitening ─► nearest centroid ─► labels, distances ─► result

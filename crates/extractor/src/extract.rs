@@ -194,6 +194,6 @@ fn progress(context: &JobContext, phase: &str, done: usize, total: usize) -> Res
     context.progress(Progress { phase: phase.to_owned(), done: done as u64, total: total as u64, loss: 0.0 })
 }
 
-fn network_status(error: NetworkError) -> Status {
+pub(crate) fn network_status(error: NetworkError) -> Status {
     requests::work_status(&error, error.is_callers_fault())
 }

@@ -2,22 +2,27 @@
 //!
 //! ```text
 //! Extract ─► verify inputs ─► decode ahead (threads) ─► eval-mode forward ─► features/00003.npy ─► result
+//! Embed   ─► decode (threads) ─► networks that stay loaded ─► whitening ─► nearest centroid ─► answers
 //! ```
 #![forbid(unsafe_code)]
 
+mod embed;
 mod extract;
+mod kept;
 mod wanted;
 
 use deepcluster_network::check_libtorch;
 use deepcluster_proto::v1::extractor_server::{Extractor as ExtractorRpc, ExtractorServer};
-use deepcluster_proto::v1::{ExtractRequest, ExtractResponse, File, extract_response};
+use deepcluster_proto::v1::{EmbedRequest, EmbedResponse, ExtractRequest, ExtractResponse, File, extract_response};
 use deepcluster_service::jobs::Updates;
+use deepcluster_service::limits::Limits;
 use deepcluster_service::requests::{self, volume_status};
 use deepcluster_service::{Config, Jobs, Service, Update};
 use deepcluster_volume::Volume;
 use deepcluster_volume::image_list::{self, ImageEntry};
+use embed::Embedder;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Response, Status};
@@ -50,6 +55,9 @@ impl Place {
 /// The service.
 pub struct Extractor {
     place: Arc<Place>,
+    /// Once it has warmed up.
+    embedder: Arc<OnceLock<Embedder>>,
+    limits: Limits,
 }
 
 impl Extractor {
@@ -57,7 +65,7 @@ impl Extractor {
     pub fn new(config: &Config) -> Self {
         let (volume, images) = (Volume::new(&config.volume), config.images.clone());
         let place = Place { volume, images, threads: config.threads, list: Mutex::default() };
-        Self { place: Arc::new(place) }
+        Self { place: Arc::new(place), embedder: Arc::default(), limits: config.limits }
     }
 }
 
@@ -67,18 +75,24 @@ impl Service for Extractor {
     }
 
     fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken) {
-        let rpc = Rpc { place: Arc::clone(&self.place), jobs: Jobs::new(shutdown.clone()) };
-        routes.add_service(ExtractorServer::new(rpc));
+        let (place, embedder) = (Arc::clone(&self.place), Arc::clone(&self.embedder));
+        let rpc = Rpc { place, jobs: Jobs::new(shutdown.clone()), embedder };
+        routes.add_service(ExtractorServer::new(rpc).max_decoding_message_size(self.limits.images_bytes));
     }
 
     async fn warm_up(&mut self) -> Result<(), String> {
-        tokio::task::spawn_blocking(check_libtorch).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        let checked = tokio::task::spawn_blocking(check_libtorch).await.map_err(|error| error.to_string())?;
+        checked.map_err(|error| error.to_string())?;
+        let embedder = Embedder::start(Arc::clone(&self.place), self.limits).map_err(|error| error.to_string())?;
+        let _ = self.embedder.set(embedder);
+        Ok(())
     }
 }
 
 struct Rpc {
     place: Arc<Place>,
     jobs: Jobs,
+    embedder: Arc<OnceLock<Embedder>>,
 }
 
 #[tonic::async_trait]
@@ -99,5 +113,10 @@ impl ExtractorRpc for Rpc {
         let span = info_span!("extract", run = ?request.run_id, epoch = request.epoch, shard = request.shard);
         let work = move |context: &_| extract::extract(&place, &request, context);
         Ok(Response::new(span.in_scope(|| self.jobs.start(work, wrap))))
+    }
+
+    async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
+        let embedder = self.embedder.get().ok_or_else(|| Status::unavailable("the extractor is not ready yet"))?;
+        embedder.embed(request.into_inner()).await.map(Response::new)
     }
 }

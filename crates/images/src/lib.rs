@@ -7,6 +7,7 @@
 pub mod classes;
 pub mod decode;
 pub mod find;
+pub mod given;
 pub mod loader;
 pub mod sampler;
 pub mod source;
@@ -15,6 +16,7 @@ pub mod transform;
 pub use classes::{class_names, folder_classes};
 pub use decode::{Expected, Unreadable};
 pub use find::find_images;
+pub use given::Given;
 pub use loader::{Batch, BatchLoader, LoaderOptions, Request};
 pub use source::{Cached, Reads, Source};
 pub use transform::View;

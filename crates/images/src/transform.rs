@@ -31,6 +31,13 @@ pub enum View {
         /// Position in the training list.
         step: u64,
     },
+    /// For teaching what images show, as the authors' eval_voc_classif.py has it: a square of 10–50 % of the image, and a flip.
+    Square {
+        /// Seeds of the lesson and its pass.
+        seeds: Seeds,
+        /// Position in the training list.
+        step: u64,
+    },
     /// One of torchvision's ten crops: after resizing as for the centre, the corners (top left, top right, bottom left, bottom
     /// right), the centre, and from 5 on their mirror images.
     TenCrop(u8),
@@ -125,17 +132,28 @@ impl Transformer {
                 }
                 Ok(())
             }
-            View::Random { seeds, step } => {
-                let mut rng = seeds.rng(Purpose::Augmentation, step);
-                let crop = random_crop(image.width, image.height, &mut rng);
-                let flip = rng.random_bool(0.5);
-                resize(&mut self.resizer, image, Some(crop), (size, size), out)?;
-                if flip {
-                    flip_horizontally(out, size as usize);
-                }
-                Ok(())
-            }
+            View::Random { seeds, step } => self.at_random(image, Crops::ANY, seeds, step, size, out),
+            View::Square { seeds, step } => self.at_random(image, Crops::SQUARE, seeds, step, size, out),
         }
+    }
+
+    fn at_random(
+        &mut self,
+        image: Pixels<'_>,
+        crops: Crops,
+        seeds: Seeds,
+        step: u64,
+        size: u32,
+        out: &mut [u8],
+    ) -> Result<(), Unreadable> {
+        let mut rng = seeds.rng(Purpose::Augmentation, step);
+        let crop = random_crop(image.width, image.height, crops, &mut rng);
+        let flip = rng.random_bool(0.5);
+        resize(&mut self.resizer, image, Some(crop), (size, size), out)?;
+        if flip {
+            flip_horizontally(out, size as usize);
+        }
+        Ok(())
     }
 
     /// Antialiased bilinear resize of the whole image, then a square of the result, whose left and top follow from the room beside
@@ -192,14 +210,27 @@ fn resize(
     resizer.resize(&source, &mut target, &options).map_err(|e| failed(&e))
 }
 
-/// torchvision's RandomResizedCrop: area 8–100 %, log-uniform aspect 3/4–4/3, ten tries, then a centre crop.
-fn random_crop(width: u32, height: u32, rng: &mut impl Rng) -> Crop {
-    const MIN_ASPECT: f64 = 3.0 / 4.0;
-    const MAX_ASPECT: f64 = 4.0 / 3.0;
+/// Which crops are drawn.
+#[derive(Clone, Copy)]
+struct Crops {
+    /// The least and the largest share of the image's area.
+    area: [f64; 2],
+    /// The least and the largest width ÷ height.
+    aspect: [f64; 2],
+}
+
+impl Crops {
+    const ANY: Self = Self { area: [0.08, 1.0], aspect: [3.0 / 4.0, 4.0 / 3.0] };
+    const SQUARE: Self = Self { area: [0.1, 0.5], aspect: [1.0, 1.0] };
+}
+
+/// torchvision's RandomResizedCrop: uniform area, log-uniform aspect, ten tries, then a centre crop.
+fn random_crop(width: u32, height: u32, crops: Crops, rng: &mut impl Rng) -> Crop {
+    let ([least, most], [min_aspect, max_aspect]) = (crops.area, crops.aspect);
     let area = f64::from(width) * f64::from(height);
     for _ in 0..10 {
-        let target = area * rng.random_range(0.08..=1.0);
-        let aspect = rng.random_range(MIN_ASPECT.ln()..=MAX_ASPECT.ln()).exp();
+        let target = area * rng.random_range(least..=most);
+        let aspect = rng.random_range(min_aspect.ln()..=max_aspect.ln()).exp();
         let w = (target * aspect).sqrt().round() as u32;
         let h = (target / aspect).sqrt().round() as u32;
         if (1..=width).contains(&w) && (1..=height).contains(&h) {
@@ -209,10 +240,10 @@ fn random_crop(width: u32, height: u32, rng: &mut impl Rng) -> Crop {
         }
     }
     let aspect = f64::from(width) / f64::from(height);
-    let (w, h) = if aspect < MIN_ASPECT {
-        (width, (f64::from(width) / MIN_ASPECT).round() as u32)
-    } else if aspect > MAX_ASPECT {
-        ((f64::from(height) * MAX_ASPECT).round() as u32, height)
+    let (w, h) = if aspect < min_aspect {
+        (width, (f64::from(width) / min_aspect).round() as u32)
+    } else if aspect > max_aspect {
+        ((f64::from(height) * max_aspect).round() as u32, height)
     } else {
         (width, height)
     };
@@ -243,17 +274,24 @@ mod tests {
     #[test]
     fn random_crops_stay_inside_and_cover_what_they_promise() {
         for (step, (width, height)) in (0..).zip([(32, 32), (500, 375), (1, 1), (20, 900), (900, 20), (2, 3)].repeat(50)) {
-            let crop = random_crop(width, height, &mut seeds().rng(Purpose::Augmentation, step));
-            assert!(crop.width >= 1 && crop.height >= 1, "{crop:?}");
-            assert!(crop.left + crop.width <= width && crop.top + crop.height <= height, "{crop:?} in {width} x {height}");
+            for crops in [Crops::ANY, Crops::SQUARE] {
+                let crop = random_crop(width, height, crops, &mut seeds().rng(Purpose::Augmentation, step));
+                assert!(crop.width >= 1 && crop.height >= 1, "{crop:?}");
+                assert!(crop.left + crop.width <= width && crop.top + crop.height <= height, "{crop:?} in {width} x {height}");
+            }
         }
         let shares: Vec<f64> = (0..2000)
-            .map(|step| random_crop(400, 400, &mut seeds().rng(Purpose::Augmentation, step)))
+            .map(|step| random_crop(400, 400, Crops::ANY, &mut seeds().rng(Purpose::Augmentation, step)))
             .map(|crop| f64::from(crop.width * crop.height) / 160_000.0)
             .collect();
         let mean = shares.iter().sum::<f64>() / shares.len() as f64;
         assert!(shares.iter().all(|share| (0.075..=1.0).contains(share)));
         assert!((0.45..0.56).contains(&mean), "mean area {mean}");
+        for step in 0..2000 {
+            let crop = random_crop(500, 375, Crops::SQUARE, &mut seeds().rng(Purpose::Augmentation, step));
+            let share = f64::from(crop.width * crop.height) / 187_500.0;
+            assert!(crop.width == crop.height && (0.099..=0.501).contains(&share), "{crop:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What can go wrong with a network, by what the caller can do about it.
 
 use deepcluster_volume::VolumeError;
+use std::path::Path;
 use tch::TchError;
 
 /// A failure of the network.
@@ -18,6 +19,14 @@ pub enum NetworkError {
         /// The file.
         path: String,
         /// The tensor, and what is wrong with it.
+        why: String,
+    },
+    /// A file is not what it should be, or does not fit the others.
+    #[error("{path}: {why}")]
+    Unfit {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
         why: String,
     },
     /// Training left the range of numbers.
@@ -42,8 +51,12 @@ impl From<TchError> for NetworkError {
 }
 
 impl NetworkError {
+    pub(crate) fn unfit(path: &Path, why: impl Into<String>) -> Self {
+        Self::Unfit { path: path.display().to_string(), why: why.into() }
+    }
+
     /// Whether the request asked for something that this machine or these numbers do not allow; trying again is no use.
     pub fn is_callers_fault(&self) -> bool {
-        matches!(self, Self::Device(_) | Self::Checkpoint { .. })
+        matches!(self, Self::Device(_) | Self::Checkpoint { .. } | Self::Unfit { .. })
     }
 }

@@ -24,14 +24,23 @@ pub enum Mode {
         /// Share of the values that dropout zeroes.
         dropout: f64,
     },
+    /// Running statistics, which stay as they are, and dropout with this share: a network that has learned goes on with
+    /// other images.
+    Finetune {
+        /// Share of the values that dropout zeroes.
+        dropout: f64,
+    },
 }
 
 impl Mode {
     /// Training as the recipe has it.
     pub const TRAIN: Self = Self::Train { dropout: DROPOUT };
 
+    /// Finetuning as the authors have it.
+    pub const FINETUNE: Self = Self::Finetune { dropout: DROPOUT };
+
     fn is_train(self) -> bool {
-        self != Self::Eval
+        matches!(self, Self::Train { .. })
     }
 }
 
@@ -121,6 +130,17 @@ impl Network {
         Ok(self.run(&self.plan.layers, seen, mode)?.f_totype(Kind::Float)?)
     }
 
+    /// From the input of the first layer to what a top layer of this weight and bias makes of the embeddings: `[n, k]` in f32.
+    pub(crate) fn logits(&self, seen: Tensor, mode: Mode, [weight, bias]: [&Tensor; 2]) -> Result<Tensor, NetworkError> {
+        let mut embedding = self.through_layers(seen, mode)?;
+        if self.plan.relu_before_top {
+            embedding = embedding.f_relu_()?;
+        }
+        let kind = self.runtime.kind;
+        let [weight, bias] = [weight.f_totype(kind)?, bias.f_totype(kind)?];
+        Ok(embedding.f_totype(kind)?.f_linear(&weight, Some(&bias))?.f_totype(Kind::Float)?)
+    }
+
     pub(crate) fn run(&self, layers: &[Layer], mut x: Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
         for layer in layers {
             x = self.layer(layer, x, mode)?;
@@ -144,7 +164,7 @@ impl Network {
             Layer::AveragePool => x.f_adaptive_avg_pool2d([1, 1])?.f_flatten(1, -1)?,
             Layer::Flatten => x.f_flatten(1, -1)?,
             Layer::Dropout => match mode {
-                Mode::Train { dropout } => x.f_dropout(dropout, true)?,
+                Mode::Train { dropout } | Mode::Finetune { dropout } => x.f_dropout(dropout, true)?,
                 Mode::Eval => x,
             },
             Layer::Linear { name, .. } => x.f_linear(&self.cast(name, "weight")?, Some(&self.cast(name, "bias")?))?,

@@ -8,21 +8,27 @@
 //! as values; nothing here panics on what a file or a request holds.
 #![deny(unsafe_code)]
 
+pub mod assigning;
 pub mod checkpoint;
 mod cuda;
 pub mod device;
 pub mod error;
+pub mod finetune;
 mod fold;
 pub mod forward;
 mod front;
 pub mod layers;
 pub mod memory;
 pub mod probes;
+mod sgd;
 pub mod training;
 pub mod weights;
 
+pub use assigning::Assigning;
 pub use device::{Runtime, check_libtorch};
 pub use error::NetworkError;
+pub use finetune::{FinetuneOptions, Finetuned, Finetuning};
 pub use forward::Network;
 pub use probes::{ProbeOptions, Probes};
-pub use training::{SgdOptions, TrainingPass};
+pub use sgd::SgdOptions;
+pub use training::TrainingPass;

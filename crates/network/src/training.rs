@@ -2,26 +2,13 @@
 
 use crate::checkpoint::{self, Contents, TrainingProgress};
 use crate::forward::Mode;
+use crate::sgd::{SgdOptions, Trained, descend};
 use crate::weights::{Tensors, draw_top_layer};
 use crate::{Network, NetworkError};
 use deepcluster_domain::{Purpose, Seeds};
 use deepcluster_volume::publish::Digest;
 use std::path::Path;
-use tch::{Device, Kind, Reduction, Tensor};
-
-/// The numbers of both SGDs. The top layer's has no momentum.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SgdOptions {
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Momentum of the body.
-    pub momentum: f64,
-    /// Weight decay of every weight, biases and batch norm included.
-    pub weight_decay: f64,
-}
-
-/// So many numbers of a weight are updated at a time: few enough to stay in the cores' caches from one operation to the next.
-const UPDATED_AT_ONCE: i64 = 1 << 18;
+use tch::{Reduction, Tensor};
 
 /// A network in training, with a top layer of its own.
 pub struct TrainingPass {
@@ -35,57 +22,6 @@ pub struct TrainingPass {
     seeds: Seeds,
     mode: Mode,
     n_steps: i64,
-}
-
-/// A weight that learns.
-struct Trained {
-    name: String,
-    /// In f32.
-    master: Tensor,
-    /// What the layers use, and what gradients are taken of: kernels and matrices in the arithmetic of the layers, so that no
-    /// step needs to cast them; otherwise the master itself.
-    used: Tensor,
-    /// The body's have one.
-    momentum: Option<Tensor>,
-}
-
-impl Trained {
-    fn new(name: String, master: Tensor, kind: Kind, momentum: Option<Tensor>) -> Result<Self, NetworkError> {
-        let lowered = kind != Kind::Float && master.dim() >= 2;
-        let used = if lowered { master.f_totype(kind)? } else { master.shallow_clone() };
-        Ok(Self { name, master, used: used.f_set_requires_grad(true)?, momentum })
-    }
-
-    /// PyTorch's SGD: g += decay · w; buffer = momentum · buffer + g; w -= rate · buffer. A part after the other, since whole
-    /// weights would go through memory once for every operation.
-    fn descend(&mut self, gradient: &Tensor, sgd: &Scalars) -> Result<(), NetworkError> {
-        let n = self.master.size().first().copied().unwrap_or(1);
-        let at_once = match self.master.device() {
-            Device::Cpu => (UPDATED_AT_ONCE * n / (self.master.numel() as i64).max(1)).clamp(1, n),
-            _ => n,
-        };
-        for start in (0..n).step_by(at_once as usize) {
-            let part = |tensor: &Tensor| tensor.f_narrow(0, start, at_once.min(n - start));
-            let (mut weight, mut gradient) = (part(&self.master)?, part(gradient)?.f_totype(Kind::Float)?);
-            match &self.momentum {
-                Some(buffer) => {
-                    let mut buffer = part(buffer)?;
-                    let _ = buffer.f_mul_scalar_(sgd.momentum)?;
-                    let _ = buffer.f_add_(&gradient)?;
-                    let _ = buffer.f_addcmul_(&weight, &sgd.decay)?;
-                    let _ = weight.f_addcmul_(&buffer, &sgd.minus_rate)?;
-                }
-                None => {
-                    let _ = gradient.f_addcmul_(&weight, &sgd.decay)?;
-                    let _ = weight.f_addcmul_(&gradient, &sgd.minus_rate)?;
-                }
-            }
-            if self.used.kind() != Kind::Float {
-                part(&self.used)?.f_copy_(&weight)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Takes over the rows of clusters that come from one of the epoch before.
@@ -103,13 +39,6 @@ fn keep_rows(fresh: &[Tensor; 2], before: &[Tensor; 2], kept: &[Option<u32>]) ->
         let _ = fresh.shallow_clone().f_index_copy_(0, &to, &before.f_index_select(0, &from)?)?;
     }
     Ok(())
-}
-
-/// The numbers of SGD on the device.
-struct Scalars {
-    momentum: f64,
-    decay: Tensor,
-    minus_rate: Tensor,
 }
 
 impl TrainingPass {
@@ -169,12 +98,8 @@ impl TrainingPass {
         let mut body = Vec::new();
         for spec in network.plan.weights().into_iter().filter(|spec| spec.start.is_trained()) {
             let Some(tensor) = network.tensors.get_mut(&spec.name) else { continue };
-            // Buffers take the memory order of their weights, or every update would have to reorder them.
-            let mut buffer = tensor.f_zeros_like()?;
-            if let Some(stored) = momentum.get(&spec.name) {
-                buffer.f_copy_(stored)?;
-            }
-            let trained = Trained::new(spec.name, tensor.shallow_clone(), kind, Some(buffer))?;
+            let stored = momentum.get(&spec.name);
+            let trained = Trained::with_momentum(spec.name, tensor.shallow_clone(), kind, stored)?;
             *tensor = trained.used.shallow_clone();
             body.push(trained);
         }
@@ -212,28 +137,15 @@ impl TrainingPass {
         // Dropout draws from (seed, epoch, step), so that a resumed epoch draws the same.
         tch::manual_seed(self.seeds.number(Purpose::Dropout, step) as i64);
         let labels = Tensor::f_from_slice(labels)?.f_to(self.network.runtime.device)?;
-        let mut embedding = self.network.through_layers(seen, self.mode)?;
-        if self.network.plan.relu_before_top {
-            embedding = embedding.f_relu_()?;
-        }
-        let kind = self.network.runtime.kind;
-        let [weight, bias] = [self.top_layer[0].used.f_totype(kind)?, self.top_layer[1].used.f_totype(kind)?];
-        let logits = embedding.f_totype(kind)?.f_linear(&weight, Some(&bias))?.f_totype(Kind::Float)?;
+        let [weight, bias] = &self.top_layer;
+        let logits = self.network.logits(seen, self.mode, [&weight.used, &bias.used])?;
         let loss = logits.f_cross_entropy_loss::<&Tensor>(&labels, None, Reduction::Mean, -100, 0.0)?;
         let used: Vec<&Tensor> = self.body.iter().chain(&self.top_layer).map(|trained| &trained.used).collect();
         let gradients = Tensor::f_run_backward(&[&loss], &used, false, false)?;
-        self.descend(&gradients)?;
+        let trained = self.body.iter_mut().chain(&mut self.top_layer);
+        descend(trained, &gradients, &self.sgd, self.network.runtime.device)?;
         self.n_steps += 1;
         Ok(loss.f_double_value(&[])?)
-    }
-
-    fn descend(&mut self, gradients: &[Tensor]) -> Result<(), NetworkError> {
-        let _no_grad = tch::no_grad_guard();
-        let scalar = |value: f64| Tensor::f_from_slice(&[value as f32])?.f_to(self.network.runtime.device);
-        let SgdOptions { learning_rate, momentum, weight_decay } = self.sgd;
-        let scalars = Scalars { momentum, decay: scalar(weight_decay)?, minus_rate: scalar(-learning_rate)? };
-        let trained = self.body.iter_mut().chain(&mut self.top_layer);
-        trained.zip(gradients).try_for_each(|(trained, gradient)| trained.descend(gradient, &scalars))
     }
 
     /// Publishes weights, statistics, top layer and momentum.

@@ -4,10 +4,14 @@ use crate::NetworkError;
 use deepcluster_domain::plan::{Start, WeightSpec};
 use deepcluster_domain::{EpochId, Plan, Purpose, Seeds};
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// Tensors by their state_dict names.
 pub type Tensors = BTreeMap<String, Tensor>;
+
+/// libtorch's generator is one for all threads: two that draw at the same time would take each other's numbers.
+static DRAWING: Mutex<()> = Mutex::new(());
 
 /// Draws the first weights of a run: a function of its seed alone, whatever the device.
 ///
@@ -15,6 +19,7 @@ pub type Tensors = BTreeMap<String, Tensor>;
 /// When libtorch is out of memory.
 pub fn draw(plan: &Plan, run_seed: u64, device: Device) -> Result<Tensors, NetworkError> {
     let seed = Seeds::new(run_seed, EpochId(0)).number(Purpose::InitialWeights, 0);
+    let _alone = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed as i64);
     plan.weights().into_iter().map(|spec| Ok((spec.name.clone(), first_value(&spec)?.f_to(device)?))).collect()
 }
@@ -24,6 +29,7 @@ pub fn draw(plan: &Plan, run_seed: u64, device: Device) -> Result<Tensors, Netwo
 /// # Errors
 /// When libtorch is out of memory.
 pub fn draw_top_layer(embedding: i64, k: i64, seeds: Seeds, device: Device) -> Result<[Tensor; 2], NetworkError> {
+    let _alone = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seeds.number(Purpose::TopLayer, 0) as i64);
     let weight = Tensor::f_empty([k, embedding], (Kind::Float, Device::Cpu))?.f_normal_(0.0, 0.01)?;
     let bias = Tensor::f_zeros([k], (Kind::Float, Device::Cpu))?;

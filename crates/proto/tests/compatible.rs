@@ -110,10 +110,13 @@ fn the_conventions_hold() {
         let snake = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
         let fields = file.message_type.iter().flat_map(|message| &message.field);
         wrong.extend(fields.filter(|field| !snake(field.name())).map(|field| field.name().to_owned()));
-        for method in file.service.iter().flat_map(|service| &service.method) {
+        let methods = file.service.iter().flat_map(|service| service.method.iter().map(move |method| (service.name(), method)));
+        for (service, method) in methods {
             let types = [(method.input_type(), "Request"), (method.output_type(), "Response")];
             for (used, ending) in types {
-                if used != format!(".deepcluster.v1.{}{ending}", method.name()) {
+                // With the service's name where another service has a method of that name, as buf has it.
+                let names = [method.name().to_owned(), format!("{service}{}", method.name())];
+                if !names.iter().any(|name| used == format!(".deepcluster.v1.{name}{ending}")) {
                     wrong.push(format!("{} has {used}", method.name()));
                 }
                 if let Some(other) = requests.insert(used.to_owned(), method.name().to_owned()) {

@@ -11,6 +11,7 @@
 //! | `deepcluster_kmeans_objective` | sum of squared distances (clusterer) |
 //! | `deepcluster_shards_waiting`, `deepcluster_shards_under_way` | shards without and with an extractor (coordinator) |
 //! | `deepcluster_extractors_ready`, `deepcluster_shard_seconds` | (coordinator) |
+//! | `deepcluster_inference_batches_total`, `deepcluster_inference_images_total` | of clients, answered (coordinator) |
 //! | `deepcluster_runs{state}`, `deepcluster_epochs_total` | (coordinator) |
 //! | `deepcluster_run_loss{run}`, `deepcluster_run_kmeans_objective{run}`, `deepcluster_run_nmi_last{run}` | of the last epoch (coordinator) |
 //! | `deepcluster_gpu_memory_bytes{gpu}` | memory in use on each GPU, by whomever |

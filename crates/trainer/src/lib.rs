@@ -5,9 +5,12 @@
 //!                                                                     └── saved now and then, to go on from
 //! Probe ─► shuffled, shifted batches ─► frozen layers ─► logistic regressions ─► probes.safetensors ─► result
 //! Score ─► centre or ten crops ─► frozen layers ─► probes ─► hits
+//! Finetune ─► shuffled squares ─► SGD steps of some layers or all ─► trained.safetensors ─► result
+//! Predict ─► ten squares or ten crops ─► what has learned ─► scores.npy ─► result
 //! ```
 #![forbid(unsafe_code)]
 
+mod finetune;
 mod pictures;
 mod probe;
 mod saver;
@@ -17,8 +20,8 @@ use deepcluster_domain::{DeviceChoice, Precision};
 use deepcluster_network::{Runtime, check_libtorch};
 use deepcluster_proto::v1::trainer_server::{Trainer as TrainerRpc, TrainerServer};
 use deepcluster_proto::v1::{
-    ProbeRequest, ProbeResponse, ScoreRequest, ScoreResponse, TrainRequest, TrainResponse, probe_response, score_response,
-    train_response,
+    FinetuneRequest, FinetuneResponse, PredictRequest, PredictResponse, ProbeRequest, ProbeResponse, ScoreRequest, ScoreResponse,
+    TrainRequest, TrainResponse, finetune_response, predict_response, probe_response, score_response, train_response,
 };
 use deepcluster_service::jobs::Updates;
 use deepcluster_service::{Config, Jobs, Service, Update};
@@ -85,6 +88,8 @@ impl TrainerRpc for Rpc {
     type TrainStream = Updates<TrainResponse>;
     type ProbeStream = Updates<ProbeResponse>;
     type ScoreStream = Updates<ScoreResponse>;
+    type FinetuneStream = Updates<FinetuneResponse>;
+    type PredictStream = Updates<PredictResponse>;
 
     async fn train(&self, request: Request<TrainRequest>) -> Result<Response<Self::TrainStream>, Status> {
         let request = request.into_inner();
@@ -130,5 +135,35 @@ impl TrainerRpc for Rpc {
         };
         let work = move |context: &_| probe::score(&place, &request, context);
         Ok(Response::new(info_span!("score").in_scope(|| self.jobs.start(work, wrap))))
+    }
+
+    async fn finetune(&self, request: Request<FinetuneRequest>) -> Result<Response<Self::FinetuneStream>, Status> {
+        let request = request.into_inner();
+        let place = Arc::clone(&self.place);
+        let wrap = |update| {
+            let update = match update {
+                Update::Progress(progress) => finetune_response::Update::Progress(progress),
+                Update::Saved(saved) => finetune_response::Update::Saved(saved),
+                Update::Done(result) => finetune_response::Update::Result(result),
+            };
+            FinetuneResponse { update: Some(update) }
+        };
+        let work = move |context: &_| finetune::finetune(&place, &request, context);
+        Ok(Response::new(info_span!("finetune").in_scope(|| self.jobs.start(work, wrap))))
+    }
+
+    async fn predict(&self, request: Request<PredictRequest>) -> Result<Response<Self::PredictStream>, Status> {
+        let request = request.into_inner();
+        let place = Arc::clone(&self.place);
+        let wrap = |update: Update<_>| {
+            let update = match update {
+                Update::Saved(never) => match never {},
+                Update::Progress(progress) => predict_response::Update::Progress(progress),
+                Update::Done(result) => predict_response::Update::Result(result),
+            };
+            PredictResponse { update: Some(update) }
+        };
+        let work = move |context: &_| finetune::predict(&place, &request, context);
+        Ok(Response::new(info_span!("predict").in_scope(|| self.jobs.start(work, wrap))))
     }
 }

@@ -5,7 +5,7 @@ use crate::pictures::Pictures;
 use crate::saver::Saver;
 use crate::train::{drop_unreadable, status, tell};
 use deepcluster_domain::{EpochId, Purpose, RunSpec, Seeds};
-use deepcluster_images::{BatchLoader, LoaderOptions, Request, View};
+use deepcluster_images::{Batch, BatchLoader, LoaderOptions, Request, View};
 use deepcluster_network::probes::Hits;
 use deepcluster_network::{Network, ProbeOptions, Probes, Runtime};
 use deepcluster_proto::FieldError;
@@ -24,7 +24,7 @@ use tonic::Status;
 use tracing::info;
 
 /// Views of one image with ten crops.
-const TEN: usize = 10;
+pub(crate) const TEN: usize = 10;
 
 /// Images with true classes.
 struct Classified {
@@ -147,18 +147,9 @@ pub(crate) fn score(place: &Place, request: &ScoreRequest, context: &JobContext)
     let mut unread = BTreeMap::new();
     let mut n_seen = 0;
     for mut batch in Waited(batches) {
-        let rows = &images.rows[batch.first / crops..(batch.first + batch.len) / crops];
-        let mut classes: Vec<i64> = rows.iter().map(|row| i64::from(images.classes[*row])).collect();
-        n_seen += rows.len();
-        let broken: BTreeMap<usize, String> = batch.unreadable.iter().map(|(at, why)| (at / crops, why.to_string())).collect();
-        let mut at = batch.first / crops;
-        classes.retain(|_| {
-            at += 1;
-            !broken.contains_key(&(at - 1))
-        });
-        unread.extend(broken.into_iter().map(|(at, why)| (images.rows[at] as u64, why)));
-        // Every view of an image that cannot be read is missing.
-        drop_unreadable(&mut batch, &mut Vec::new());
+        n_seen += batch.len / crops;
+        let rows = readable_rows(&mut batch, &images.rows, crops, &mut unread);
+        let classes: Vec<i64> = rows.iter().map(|row| i64::from(images.classes[*row])).collect();
         if !classes.is_empty() {
             let hits = probes.hits(&batch.pixels, &classes, crops).map_err(status)?;
             for (sum, hits) in sums.iter_mut().zip(hits) {
@@ -175,12 +166,31 @@ pub(crate) fn score(place: &Place, request: &ScoreRequest, context: &JobContext)
     Ok(ScoreResult { layers, skipped: skipped(unread) })
 }
 
+/// Rows of the images in a batch of views, `crops` of each, but of those that could not be read: these go to `unread`, and their
+/// views out of the batch.
+pub(crate) fn readable_rows(batch: &mut Batch, rows: &[usize], crops: usize, unread: &mut BTreeMap<u64, String>) -> Vec<usize> {
+    let first = batch.first / crops;
+    let own = &rows[first..first + batch.len / crops];
+    let broken = batch.unreadable.iter().map(|(at, why)| (at / crops - first, why.to_string()));
+    let broken: BTreeMap<usize, String> = broken.collect();
+    // Every view of an image that cannot be read is missing.
+    drop_unreadable(batch, &mut Vec::new());
+    let kept = own.iter().enumerate().filter(|(at, _)| !broken.contains_key(at)).map(|(_, row)| *row).collect();
+    unread.extend(broken.into_iter().map(|(at, why)| (own[at] as u64, why)));
+    kept
+}
+
 /// The network for eval mode alone.
 fn frozen(place: &Place, spec: &RunSpec, network: Option<&v1::Network>) -> Result<Network, Status> {
+    loaded(place, spec, network)?.folded().map_err(status)
+}
+
+/// The network that a request names.
+pub(crate) fn loaded(place: &Place, spec: &RunSpec, network: Option<&v1::Network>) -> Result<Network, Status> {
     let checkpoint = network.and_then(|network| network.checkpoint.as_ref());
     let checkpoint = checkpoint.map(|file| requests::verified(&place.volume, "network.checkpoint", Some(file))).transpose()?;
     let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(status)?;
-    Network::load(spec, runtime, checkpoint.as_deref()).and_then(|network| network.folded()).map_err(status)
+    Network::load(spec, runtime, checkpoint.as_deref()).map_err(status)
 }
 
 fn taps(network: &Network, layers: &[String]) -> Result<Vec<deepcluster_domain::Tap>, Status> {
@@ -188,7 +198,7 @@ fn taps(network: &Network, layers: &[String]) -> Result<Vec<deepcluster_domain::
     layers.iter().map(tap).collect()
 }
 
-fn load(
+pub(crate) fn load(
     place: &Place,
     spec: &RunSpec,
     n: usize,
@@ -224,13 +234,13 @@ fn options(probes: Option<&v1::Probes>) -> Result<(&[String], ProbeOptions), Sta
     Ok((&probes.layers, options))
 }
 
-fn in_range(field: &'static str, value: u64, least: u64, most: u64) -> Result<(), FieldError> {
+pub(crate) fn in_range(field: &'static str, value: u64, least: u64, most: u64) -> Result<(), FieldError> {
     match (least..=most).contains(&value) {
         true => Ok(()),
         false => Err(FieldError::new(field, format!("must lie between {least} and {most}"))),
     }
 }
 
-fn skipped(skipped: BTreeMap<u64, String>) -> Vec<SkippedImage> {
+pub(crate) fn skipped(skipped: BTreeMap<u64, String>) -> Vec<SkippedImage> {
     skipped.into_iter().map(|(index, reason)| SkippedImage { index, reason }).collect()
 }
