@@ -49,6 +49,7 @@ impl EpochRunner<'_> {
             centroids: clustering.centroids.clone(),
             checkpoint: training.checkpoint.clone(),
             lineage: clustering.lineage.clone(),
+            whitened: clustering.whitened.clone(),
         };
         for file in files.all() {
             volume.verified(file).map_err(failed)?;

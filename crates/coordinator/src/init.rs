@@ -58,7 +58,7 @@ impl Init {
         let mut values = Vec::new();
         let digest = tensors::publish(&path, self.tensors.iter().map(described).collect(), |name, out| {
             let (theirs, _) = &self.tensors[name];
-            self.file.read_f32(theirs, &mut values)?;
+            self.file.read_as_f32(theirs, &mut values)?;
             if !values.iter().all(|value| value.is_finite()) {
                 return Err(VolumeError::corrupt(&path, format!("{name} has values that are not finite")));
             }

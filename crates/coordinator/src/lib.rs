@@ -1,6 +1,7 @@
 //! The coordinator: owns the volume, drives the epoch loop, answers clients.
 //!
 //! ```text
+//! Inference API ─► batches of clients' images ─► Embed
 //! Runs API ─► runs ─► turn by turn: epoch ─► Extract × shards ─► Cluster ─► Train ─► epoch.json
 //! live page ─┘                       └── pending.json after every shard and phase
 //! ```
@@ -16,6 +17,7 @@ pub mod epoch;
 pub mod extraction;
 mod fallback;
 mod images;
+pub mod inference;
 mod init;
 mod lineage;
 mod list;
@@ -32,11 +34,13 @@ pub mod web;
 pub mod workers;
 
 use deepcluster_domain::space::CacheLimit;
+use deepcluster_proto::v1::inference_server::InferenceServer;
 use deepcluster_proto::v1::runs_server::RunsServer;
 use deepcluster_service::{Config, Service};
 use deepcluster_volume::lock::{BEAT, VolumeLock};
 use deepcluster_volume::{Volume, VolumeError};
 use epoch::Workshop;
+use inference::InferenceRpc;
 use runs::Runs;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -115,11 +119,19 @@ impl Coordinator {
 
 impl Service for Coordinator {
     fn names(&self) -> Vec<&'static str> {
-        vec!["deepcluster.v1.Runs"]
+        vec!["deepcluster.v1.Runs", "deepcluster.v1.Inference"]
     }
 
     fn read_methods(&self) -> Vec<&'static str> {
-        vec!["/deepcluster.v1.Runs/GetRun", "/deepcluster.v1.Runs/ListRuns", "/deepcluster.v1.Runs/WatchRun"]
+        vec![
+            "/deepcluster.v1.Runs/GetRun",
+            "/deepcluster.v1.Runs/ListRuns",
+            "/deepcluster.v1.Runs/WatchRun",
+            "/deepcluster.v1.Inference/Embed",
+            "/deepcluster.v1.Inference/EmbedStream",
+            "/deepcluster.v1.Inference/Assign",
+            "/deepcluster.v1.Inference/AssignStream",
+        ]
     }
 
     fn add_to(&mut self, routes: &mut RoutesBuilder, shutdown: &CancellationToken) {
@@ -128,6 +140,8 @@ impl Service for Coordinator {
         routes.add_service(
             RunsServer::new(rpc::Rpc::new(Arc::clone(&self.runs), shutdown.clone())).max_decoding_message_size(largest),
         );
+        let inference = InferenceRpc::new(Arc::clone(&self.runs), shutdown.clone());
+        routes.add_service(InferenceServer::new(inference).max_decoding_message_size(self.runs.limits.images_bytes));
     }
 
     async fn warm_up(&mut self) -> Result<(), String> {

@@ -18,7 +18,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tracing::{info, warn};
 
 /// How often names are looked up.
-const LOOK_UP: Duration = Duration::from_secs(5);
+pub(crate) const LOOK_UP: Duration = Duration::from_secs(5);
 
 /// First and longest pause before one that is not well is asked again.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -33,7 +33,7 @@ const SERVICE: &str = "deepcluster.v1.Extractor";
 pub(crate) struct Member {
     pub(crate) address: SocketAddr,
     /// The name that stands for it.
-    name: String,
+    pub(crate) name: String,
     channel: Mutex<Channel>,
     /// Cancelled when its name no longer stands for it.
     pub(crate) gone: CancellationToken,
@@ -50,7 +50,7 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    fn new(address: SocketAddr, name: &str, channel: Channel) -> Self {
+    pub(crate) fn new(address: SocketAddr, name: &str, channel: Channel) -> Self {
         Self {
             address,
             name: name.to_owned(),
@@ -67,6 +67,21 @@ impl Member {
 
     pub(crate) fn channel(&self) -> Channel {
         self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it said SERVING since it was last lost.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody is asking for its health.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asking.try_lock().is_err()
+    }
+
+    /// It went away: it has to say SERVING before it gets work again.
+    pub(crate) fn lost(&self) {
+        self.ready.store(false, Ordering::Relaxed);
     }
 
     /// Asks for its health until it says SERVING; at once when it has not failed since.
@@ -103,10 +118,9 @@ impl Member {
     /// # Errors
     /// The failure, when it shall get no more.
     pub(crate) fn failed(&self, status: Status, begun: bool, call: &Call<'_>) -> Result<Duration, Status> {
-        let lost =
-            matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Aborted);
+        let lost = is_lost(status.code());
         if lost {
-            self.ready.store(false, Ordering::Relaxed);
+            self.lost();
         }
         if begun {
             self.unbegun.store(0, Ordering::Relaxed);
@@ -139,6 +153,24 @@ impl Member {
     }
 }
 
+/// Whether a call that ended so says that the extractor went away.
+pub(crate) fn is_lost(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Aborted)
+}
+
+/// The addresses of all names, each with its name, and what kept names from being looked up.
+pub(crate) async fn look_up(names: &[String]) -> (BTreeMap<SocketAddr, &str>, BTreeMap<&str, String>) {
+    let mut found = BTreeMap::new();
+    let mut trouble = BTreeMap::new();
+    for name in names {
+        match tokio::net::lookup_host(name).await {
+            Ok(addresses) => found.extend(addresses.map(|address| (address, name.as_str()))),
+            Err(error) => drop(trouble.insert(name.as_str(), error.to_string())),
+        }
+    }
+    (found, trouble)
+}
+
 /// All extractors that are known at present.
 pub(crate) struct Members<'a> {
     call: Call<'a>,
@@ -157,7 +189,7 @@ impl<'a> Members<'a> {
     pub(crate) async fn look(&self, tell: &UnboundedSender<Arc<Member>>) -> Status {
         let mut looks_in_vain = 0;
         loop {
-            let (found, trouble) = self.look_up().await;
+            let (found, trouble) = look_up(&self.call.workers.extractors).await;
             for (address, name) in found.iter().filter(|(address, _)| !self.known().contains_key(address)) {
                 match self.call.workers.extractor_at(*address, name) {
                     Ok(channel) => {
@@ -202,19 +234,6 @@ impl<'a> Members<'a> {
             }
             tokio::time::sleep(LOOK_UP).await;
         }
-    }
-
-    /// The addresses of all names, each with its name, and what kept names from being looked up.
-    async fn look_up(&self) -> (BTreeMap<SocketAddr, &'a str>, BTreeMap<&'a str, String>) {
-        let mut found = BTreeMap::new();
-        let mut trouble = BTreeMap::new();
-        for name in &self.call.workers.extractors {
-            match tokio::net::lookup_host(name).await {
-                Ok(addresses) => found.extend(addresses.map(|address| (address, name.as_str()))),
-                Err(error) => drop(trouble.insert(name.as_str(), error.to_string())),
-            }
-        }
-        (found, trouble)
     }
 
     /// Why the last extractor gave up, when those that have not were never there: they are no reason to wait.

@@ -102,12 +102,15 @@ impl EpochRunner<'_> {
         let distances = self.adopt(&record_of("distances", result.distances.as_ref())?, &self.folder.distances())?;
         let k = if result.k == 0 { k } else { result.k };
         let lineage = Some(self.name_clusters(&labels, k)?);
+        // A clusterer that is older than this file makes none.
+        let adopt_whitened = |file| self.adopt(&record_of("whitened", Some(file))?, &self.folder.whitened());
+        let whitened = result.whitened.as_ref().map(adopt_whitened).transpose()?;
         let (objective, dims, k, seconds) = (result.objective, result.dims, Some(k), seconds());
-        let clustering = ClusteringRecord { labels, distances, whiten, centroids, objective, dims, k, lineage, seconds };
+        let files = ClusteringRecord { labels, distances, whiten, centroids, objective, dims, k, lineage, seconds, whitened };
         self.note(|pending| {
             pending.training = None;
             pending.training_so_far = None;
-            pending.clustering = Some(clustering);
+            pending.clustering = Some(files);
         })
     }
 

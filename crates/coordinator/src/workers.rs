@@ -3,10 +3,10 @@
 use crate::activity::{Activity, Busy, CLUSTERER, TRAINER};
 use crate::retry::{Retry, at_the_start, broken, in_the_middle};
 use deepcluster_proto::v1::{
-    AssignRequest, AssignResponse, AssignResult, ClusterRequest, ClusterResponse, ClusterResult, ClusterSaved, ExtractRequest,
-    ExtractResponse, ExtractResult, Progress, TrainRequest, TrainResponse, TrainResult, TrainSaved, assign_response,
-    cluster_response, clusterer_client::ClustererClient, extract_response, extractor_client::ExtractorClient, train_response,
-    trainer_client::TrainerClient,
+    AssignRequest, AssignResponse, AssignResult, ClusterRequest, ClusterResponse, ClusterResult, ClusterSaved, EmbedRequest,
+    EmbedResponse, ExtractRequest, ExtractResponse, ExtractResult, Progress, TrainRequest, TrainResponse, TrainResult,
+    TrainSaved, assign_response, cluster_response, clusterer_client::ClustererClient, extract_response,
+    extractor_client::ExtractorClient, train_response, trainer_client::TrainerClient,
 };
 use deepcluster_service::telemetry;
 use deepcluster_service::tls::ClientSecurity;
@@ -149,6 +149,18 @@ impl Call<'_> {
                 extract_response::Update::Result(result) => Some(Step::Done(result)),
             };
             self.follow(stream, read, &|never: Infallible| match never {}).await
+        })
+        .await
+    }
+
+    /// Embeds some images, or finds their clusters, in one try.
+    ///
+    /// # Errors
+    /// What the worker says; CANCELLED when stopped.
+    pub async fn embed_once(&self, worker: Channel, request: EmbedRequest) -> Result<EmbedResponse, Status> {
+        self.unless_stopped(async {
+            let mut client = ExtractorClient::new(worker).max_decoding_message_size(LARGEST_ANSWER);
+            client.embed(self.request(request)?).await.map(Response::into_inner).map_err(at_the_start)
         })
         .await
     }

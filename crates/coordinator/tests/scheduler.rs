@@ -5,7 +5,9 @@ use deepcluster_coordinator::extraction::{Extraction, Shards};
 use deepcluster_coordinator::workers::{Patience, Workers};
 use deepcluster_domain::ShardId;
 use deepcluster_proto::v1::extractor_server::{Extractor, ExtractorServer};
-use deepcluster_proto::v1::{ExtractRequest, ExtractResponse, ExtractResult, Progress, extract_response};
+use deepcluster_proto::v1::{
+    EmbedRequest, EmbedResponse, ExtractRequest, ExtractResponse, ExtractResult, Progress, extract_response,
+};
 use deepcluster_service::jobs::Updates;
 use deepcluster_service::tls::ClientSecurity;
 use deepcluster_service::{Jobs, Update};
@@ -59,6 +61,10 @@ impl Extractor for Sleeper {
             },
             wrap,
         )))
+    }
+
+    async fn embed(&self, _request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
+        Err(Status::unimplemented("it only sleeps"))
     }
 }
 

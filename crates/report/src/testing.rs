@@ -86,6 +86,7 @@ fn last_epoch(volume: &Volume, run: &RunFolder) {
         centroids: record(folder.centroids(), npy::publish_f32(&folder.centroids(), &[4, 3], &centroids).unwrap()),
         checkpoint: record(folder.checkpoint(), tensors::publish_f32(&folder.checkpoint(), &checkpoint).unwrap()),
         lineage: None,
+        whitened: None,
     };
     let manifest = EpochManifest { version: VERSION, epoch: 1, files, scores: scores(1) };
     publish_record(&folder.epoch_json(), &manifest).unwrap();

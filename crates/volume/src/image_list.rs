@@ -111,11 +111,29 @@ pub fn publish_labels(path: &Path, images: &[ImageEntry], labels: &[i32], distan
 /// # Errors
 /// When `out` fails, or the lengths differ.
 pub fn write_labels(out: &mut impl Write, images: &[ImageEntry], labels: &[i32], distances: &[f32]) -> io::Result<()> {
+    write_labels_header(out)?;
+    write_label_rows(out, images, labels, distances)
+}
+
+/// Writes what stands above the rows.
+///
+/// # Errors
+/// When `out` fails.
+pub fn write_labels_header(out: &mut impl Write) -> io::Result<()> {
+    let mut writer = csv::Writer::from_writer(out);
+    writer.write_record(["path", "cluster", "distance"])?;
+    writer.flush()
+}
+
+/// Writes the rows alone, of some images after others.
+///
+/// # Errors
+/// As [`write_labels`].
+pub fn write_label_rows(out: &mut impl Write, images: &[ImageEntry], labels: &[i32], distances: &[f32]) -> io::Result<()> {
     if labels.len() != images.len() || distances.len() != images.len() {
         return Err(io::Error::other("labels, distances and images differ in number"));
     }
     let mut writer = csv::Writer::from_writer(out);
-    writer.write_record(["path", "cluster", "distance"])?;
     for ((image, label), distance) in images.iter().zip(labels).zip(distances) {
         let distance = if *label < 0 { String::new() } else { distance.to_string() };
         writer.write_record([image.path.as_slice(), label.to_string().as_bytes(), distance.as_bytes()])?;

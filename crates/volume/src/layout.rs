@@ -316,6 +316,11 @@ impl EpochFolder {
         self.path.join("lineage.json")
     }
 
+    /// Whitened features of all images.
+    pub fn whitened(&self) -> PathBuf {
+        self.path.join("whitened.npy")
+    }
+
     /// Where training stood after so many steps of the epoch.
     pub fn training(&self, steps: u64) -> PathBuf {
         self.path.join(format!("training-{steps:08}.safetensors"))

@@ -14,8 +14,8 @@
 //!     pending.json                  what of the epoch is done, until it is committed
 //!     training-00000200.safetensors where training stood, until it is done
 //!     .*.tmp                        what somebody is writing, or was when it died
-//!     labels.npy distances.npy whiten.safetensors centroids.npy checkpoint.safetensors
-//!     epoch.json                    the commit point: sizes and checksums of the five files above
+//!     labels.npy distances.npy whiten.safetensors whitened.npy centroids.npy checkpoint.safetensors
+//!     epoch.json                    the commit point: sizes and checksums of the six files above
 //! ```
 //!
 //! Invariants: every file is published by [`publish::AtomicFile`] (temporary name, fsync, rename, fsync of the folder);

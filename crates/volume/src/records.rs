@@ -201,12 +201,19 @@ pub struct ClusteringRecord {
     pub lineage: Option<FileRecord>,
     /// Seconds that it took.
     pub seconds: f64,
+    /// Whitened features; none in clusterings that are older than this file.
+    #[serde(default)]
+    pub whitened: Option<FileRecord>,
 }
 
 impl ClusteringRecord {
-    /// All files of it.
+    /// All files that it names.
     pub fn files(&self) -> Vec<&FileRecord> {
-        [&self.labels, &self.distances, &self.whiten, &self.centroids].into_iter().chain(&self.lineage).collect()
+        [&self.labels, &self.distances, &self.whiten, &self.centroids]
+            .into_iter()
+            .chain(&self.lineage)
+            .chain(&self.whitened)
+            .collect()
     }
 }
 
@@ -296,13 +303,16 @@ pub struct EpochFiles {
     /// JSON: the lasting names of the clusters; none in epochs that are older than names.
     #[serde(default)]
     pub lineage: Option<FileRecord>,
+    /// npy, f16 [N, dims]: whitened features, a row of zeros for a skipped image; none in epochs that are older than this file.
+    #[serde(default)]
+    pub whitened: Option<FileRecord>,
 }
 
 impl EpochFiles {
-    /// All of them.
+    /// All of them that are there.
     pub fn all(&self) -> Vec<&FileRecord> {
         let always = [&self.labels, &self.distances, &self.whiten, &self.centroids, &self.checkpoint];
-        always.into_iter().chain(&self.lineage).collect()
+        always.into_iter().chain(&self.lineage).chain(&self.whitened).collect()
     }
 }
 

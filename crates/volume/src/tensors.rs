@@ -131,6 +131,19 @@ impl TensorsFile {
         self.tensors.get(name).map(|(described, _)| described)
     }
 
+    /// Reads a tensor of f32, in C order.
+    ///
+    /// # Errors
+    /// When there is none of that name, it is of another type, or it cannot be read.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, VolumeError> {
+        if self.find(name).is_some_and(|described| described.dtype != Dtype::F32) {
+            return Err(VolumeError::corrupt(&self.path, format!("tensor {name} is not of f32")));
+        }
+        let mut bytes = Vec::new();
+        self.read(name, &mut bytes)?;
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
     /// Reads the bytes of a tensor, little-endian and in C order, in the place of what `out` held.
     ///
     /// # Errors
@@ -144,11 +157,11 @@ impl TensorsFile {
 }
 
 impl TensorsFile {
-    /// Reads the numbers of a tensor as f32 in C order, in the place of what `out` held.
+    /// Reads the numbers of a tensor of any of the [`ElementKind`]s as f32 in C order, in the place of what `out` held.
     ///
     /// # Errors
-    /// When there is none of that name, it holds no numbers, or it cannot be read.
-    pub fn read_f32(&self, name: &str, out: &mut Vec<f32>) -> Result<(), VolumeError> {
+    /// When there is none of that name, it holds others, or it cannot be read.
+    pub fn read_as_f32(&self, name: &str, out: &mut Vec<f32>) -> Result<(), VolumeError> {
         let kind = self.find(name).and_then(ElementKind::of);
         let kind = kind.ok_or_else(|| VolumeError::corrupt(&self.path, format!("has no numbers named {name}")))?;
         let mut bytes = Vec::new();
@@ -227,14 +240,8 @@ pub fn publish_f32(path: &Path, tensors: &BTreeMap<&str, F32Tensor>) -> Result<D
 pub fn read_f32(path: &Path) -> Result<BTreeMap<String, F32Tensor>, VolumeError> {
     let file = TensorsFile::open(path)?;
     let mut named = BTreeMap::new();
-    let mut bytes = Vec::new();
-    for Described { name, dtype, shape } in file.tensors() {
-        if *dtype != Dtype::F32 {
-            return Err(VolumeError::corrupt(path, format!("tensor {name} is not of f32")));
-        }
-        file.read(name, &mut bytes)?;
-        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        named.insert(name.clone(), F32Tensor { shape: shape.clone(), values });
+    for Described { name, shape, .. } in file.tensors() {
+        named.insert(name.clone(), F32Tensor { shape: shape.clone(), values: file.read_f32(name)? });
     }
     Ok(named)
 }

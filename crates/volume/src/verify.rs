@@ -5,8 +5,8 @@ use crate::image_list::ImageEntry;
 use crate::pixels::PixelsFile;
 use crate::publish::{self, FileRecord, TEMPORARY};
 use crate::records::{
-    DigestsRecord, EpochManifest, PendingEpoch, ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION, publish_record,
-    read_record,
+    ClusteringRecord, DigestsRecord, EpochManifest, PendingEpoch, ResolvedRecord, RunRecord, RunState, SpecRecord, VERSION,
+    publish_record, read_record,
 };
 use crate::{EpochFolder, RunFolder, Volume, VolumeError, image_list, npy};
 use deepcluster_domain::{EpochId, RunId, RunSpec};
@@ -140,7 +140,7 @@ impl Report {
         }
         let Some(pending) = self.note(read_record::<PendingEpoch>(&path))? else { return Ok(()) };
         let shards = pending.shards.values().map(|shard| &shard.features);
-        let clustering = pending.clustering.iter().flat_map(|clustering| clustering.files());
+        let clustering = pending.clustering.iter().flat_map(ClusteringRecord::files);
         let so_far = pending.clustering_so_far.whiten.iter().chain(&pending.clustering_so_far.centroids);
         let training = pending.training.iter().map(|training| &training.checkpoint);
         let training_so_far = pending.training_so_far.iter().map(|training| &training.file);

@@ -23,12 +23,15 @@ fn version_1_is_read() {
 
     let manifest: EpochManifest = read_record(&run.epoch(EpochId(1)).epoch_json()).unwrap();
     assert_eq!((manifest.epoch, manifest.scores.images), (1, 40));
-    assert_eq!(manifest.files.all().iter().map(|file| file.blake3.len()).collect::<Vec<_>>(), [64; 5]);
+    let files = manifest.files.all();
+    assert_eq!(files.iter().map(|file| file.blake3.len()).collect::<Vec<_>>(), [64; 5]);
+    assert_eq!(manifest.files.whitened, None, "epochs older than the file have none");
     assert_eq!(manifest.scores.effective_clusters, None, "epochs older than the figure have none");
 
     let pending: PendingEpoch = read_record(&run.epoch(EpochId(2)).pending_json()).unwrap();
     assert_eq!((pending.shards.len(), pending.retries), (2, 0));
-    assert_eq!(pending.clustering.unwrap().dims, 39);
+    let clustering = pending.clustering.unwrap();
+    assert_eq!((clustering.dims, clustering.files().len()), (39, 4));
     assert!(pending.training.is_none() && pending.training_so_far.is_none());
 
     let events = EventLog::read(&run.events_jsonl()).unwrap();
