@@ -7,10 +7,11 @@ use deepcluster_proto::v1::clusterer_client::ClustererClient;
 use deepcluster_proto::v1::extractor_client::ExtractorClient;
 use deepcluster_proto::v1::trainer_client::TrainerClient;
 use deepcluster_proto::v1::{
-    ClusterRequest, ClusterResponse, ClusterResult, ExtractRequest, ExtractResponse, ExtractResult, File, ProbeRequest,
-    ProbeResponse, ProbeResult, Progress, ScoreRequest, ScoreResponse, ScoreResult, SearchRequest, SearchResponse, SearchResult,
-    TrainRequest, TrainResponse, TrainResult, TrainSaved, cluster_response, extract_response, probe_response, score_response,
-    search_response, train_response,
+    ClusterRequest, ClusterResponse, ClusterResult, ExtractRequest, ExtractResponse, ExtractResult, File, FinetuneRequest,
+    FinetuneResponse, FinetuneResult, PredictRequest, PredictResponse, PredictResult, ProbeRequest, ProbeResponse, ProbeResult,
+    Progress, ScoreRequest, ScoreResponse, ScoreResult, SearchRequest, SearchResponse, SearchResult, TrainRequest, TrainResponse,
+    TrainResult, TrainSaved, cluster_response, extract_response, finetune_response, predict_response, probe_response,
+    score_response, search_response, train_response,
 };
 use deepcluster_service::tls::ClientSecurity;
 use std::time::{Duration, Instant};
@@ -78,6 +79,7 @@ impl Calls {
 /// What a message of a stream says.
 enum Word<R> {
     Progress(Progress),
+    Saved(TrainSaved),
     Result(R),
     Nothing,
 }
@@ -172,46 +174,95 @@ impl Calls {
         Ok(follow("trainer", call, word, told).await?.1)
     }
 
+    /// Scores images by what a network has learned that they show.
+    ///
+    /// # Errors
+    /// What the trainer says.
+    pub async fn predict(&self, request: &PredictRequest, told: &mut Told<'_>) -> Result<PredictResult, Failure> {
+        let call = async || self.trainer.clone().predict(request.clone()).await;
+        let word = |message: PredictResponse| match message.update {
+            Some(predict_response::Update::Progress(progress)) => Word::Progress(progress),
+            Some(predict_response::Update::Result(result)) => Word::Result(result),
+            None => Word::Nothing,
+        };
+        Ok(follow("trainer", call, word, told).await?.1)
+    }
+
     /// Teaches probes; `saved` is told what another call could go on from, and tells what this one shall.
     ///
     /// # Errors
     /// What the trainer says.
-    pub async fn probe(
-        &self,
-        request: &ProbeRequest,
-        told: &mut Told<'_>,
-        saved: &mut dyn FnMut(TrainSaved) -> Result<File, Failure>,
-    ) -> Result<ProbeResult, Failure> {
-        let (mut request, mut failed) = (request.clone(), None);
-        for _ in 0..TRIES {
-            let (mut latest, mut unkept) = (None, None);
-            let call = async || self.trainer.clone().probe(request.clone()).await;
-            let word = |message: ProbeResponse| match message.update {
-                Some(probe_response::Update::Progress(progress)) => Word::Progress(progress),
-                Some(probe_response::Update::Result(result)) => Word::Result(result),
-                Some(probe_response::Update::Saved(file)) => {
-                    match saved(file) {
-                        Ok(file) => latest = Some(file),
-                        Err(failure) => unkept = Some(failure),
-                    }
-                    Word::Nothing
-                }
-                None => Word::Nothing,
-            };
-            let outcome = follow_once("trainer", call, word, told).await;
-            if let Some(failure) = unkept {
-                return Err(failure);
-            }
-            match outcome {
-                Ok((_, result)) => return Ok(result),
-                Err(Ended::Failed(failure)) => return Err(failure),
-                // The worker is started again, and goes on from what it has saved.
-                Err(Ended::Died(failure)) => failed = Some(failure),
-            }
-            request.saved = latest.or(request.saved);
-        }
-        Err(failed.unwrap_or_else(|| Failure::other("the trainer has died")))
+    pub async fn probe(&self, request: &ProbeRequest, told: &mut Told<'_>, saved: &mut Kept<'_>) -> Result<ProbeResult, Failure> {
+        let call = async |from: Option<File>| self.trainer.clone().probe(ProbeRequest { saved: from, ..request.clone() }).await;
+        let word = |message: ProbeResponse| match message.update {
+            Some(probe_response::Update::Progress(progress)) => Word::Progress(progress),
+            Some(probe_response::Update::Result(result)) => Word::Result(result),
+            Some(probe_response::Update::Saved(file)) => Word::Saved(file),
+            None => Word::Nothing,
+        };
+        follow_saved("trainer", call, word, told, saved, request.saved.clone()).await
     }
+
+    /// Teaches a network what images show; `saved` as of [`Calls::probe`].
+    ///
+    /// # Errors
+    /// What the trainer says.
+    pub async fn finetune(
+        &self,
+        request: &FinetuneRequest,
+        told: &mut Told<'_>,
+        saved: &mut Kept<'_>,
+    ) -> Result<FinetuneResult, Failure> {
+        let call =
+            async |from: Option<File>| self.trainer.clone().finetune(FinetuneRequest { saved: from, ..request.clone() }).await;
+        let word = |message: FinetuneResponse| match message.update {
+            Some(finetune_response::Update::Progress(progress)) => Word::Progress(progress),
+            Some(finetune_response::Update::Result(result)) => Word::Result(result),
+            Some(finetune_response::Update::Saved(file)) => Word::Saved(file),
+            None => Word::Nothing,
+        };
+        follow_saved("trainer", call, word, told, saved, request.saved.clone()).await
+    }
+}
+
+/// Told what a call has saved; tells what another one would go on from.
+pub type Kept<'a> = dyn FnMut(TrainSaved) -> Result<File, Failure> + 'a;
+
+/// Follows a call to its result; where its worker dies, another one goes on from what was saved last.
+async fn follow_saved<M, R>(
+    worker: &str,
+    call: impl AsyncFn(Option<File>) -> Result<Response<Streaming<M>>, Status>,
+    word: impl Fn(M) -> Word<R>,
+    told: &mut Told<'_>,
+    saved: &mut Kept<'_>,
+    mut from: Option<File>,
+) -> Result<R, Failure> {
+    let mut failed = None;
+    for _ in 0..TRIES {
+        let (mut latest, mut unkept) = (None, None);
+        let heard = |message: M| match word(message) {
+            Word::Saved(file) => {
+                match saved(file) {
+                    Ok(file) => latest = Some(file),
+                    Err(failure) => unkept = Some(failure),
+                }
+                Word::Nothing
+            }
+            other => other,
+        };
+        let outcome = follow_once(worker, async || call(from.clone()).await, heard, told).await;
+        if let Some(failure) = unkept {
+            return Err(failure);
+        }
+        match outcome {
+            Ok((_, result)) => return Ok(result),
+            Err(Ended::Failed(failure)) => return Err(failure),
+            // The worker is started again, and goes on from what it has saved.
+            Err(Ended::Died(failure)) => failed = Some(failure),
+        }
+        from = latest.or(from);
+    }
+    Err(failed.unwrap_or_else(|| Failure::other(format!("the {worker} has died"))))
 }
 
 /// How a call ended without a result.
@@ -276,7 +327,7 @@ async fn follow_once<M, R>(
                     marks.push((progress.phase, progress.done, start.elapsed().as_secs_f64()));
                 }
             }
-            Word::Nothing => {}
+            Word::Saved(_) | Word::Nothing => {}
         }
     }
     Err(Ended::Died(Failure::other(format!("{worker}: it ended without a result"))))

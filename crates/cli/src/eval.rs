@@ -4,15 +4,22 @@
 //! needed.
 
 mod clusters;
+mod ground_truth;
 mod knn;
 mod linear;
-mod site;
-mod subject;
+mod retrieval;
+mod saved;
+pub mod site;
+pub mod subject;
+mod voc;
+mod voc_sets;
 
 use crate::failure::Failure;
 use clusters::ClustersArgs;
 use knn::KnnArgs;
 use linear::LinearArgs;
+use retrieval::RetrievalArgs;
+use voc::VocArgs;
 
 /// The protocols.
 #[derive(clap::Subcommand)]
@@ -23,6 +30,12 @@ pub enum Eval {
     /// Nearest neighbours: the classes of the most similar training images vote
     #[command(allow_negative_numbers = true)]
     Knn(KnnArgs),
+    /// Search for images of the same thing, on a folder in the layout of the Oxford and Paris buildings
+    #[command(allow_negative_numbers = true)]
+    Retrieval(RetrievalArgs),
+    /// Classification of Pascal VOC 2007, by the fully connected layers alone or by all
+    #[command(allow_negative_numbers = true)]
+    Voc(VocArgs),
     /// The clusters of an epoch against true classes
     Clusters(ClustersArgs),
 }
@@ -36,6 +49,8 @@ impl Eval {
         match self {
             Self::Linear(args) => args.run().await,
             Self::Knn(args) => args.run().await,
+            Self::Retrieval(args) => args.run().await,
+            Self::Voc(args) => args.run().await,
             Self::Clusters(args) => args.run(),
         }
     }

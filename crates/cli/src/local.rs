@@ -1,15 +1,16 @@
-//! Commands that only read a run's folder: `labels` and `export`.
+//! What commands read of a run's folder, and the one that only prints it: `labels`.
 
-use crate::failure::{Failure, say};
+use crate::eval::subject::manifest_of;
+use crate::failure::Failure;
 use deepcluster_domain::EpochId;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::records::{EpochManifest, RunRecord, read_record};
-use deepcluster_volume::{RunFolder, VolumeError, image_list, npy, publish, tensors};
+use deepcluster_volume::{RunFolder, VolumeError, image_list, npy, publish};
 use serde_json::json;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// The last committed epoch of a run folder.
+/// A committed epoch of a run folder: the last one, unless another was asked for.
 pub struct LastEpoch {
     folder: PathBuf,
     /// Its manifest.
@@ -22,9 +23,7 @@ impl LastEpoch {
     /// # Errors
     /// When the folder is no run, nothing is committed yet, or what was committed last is damaged.
     pub fn of(run: &RunFolder) -> Result<Self, Failure> {
-        if !run.run_json().is_file() && !run.events_jsonl().is_file() {
-            return Err(Failure::usage(format!("{} is not the folder of a run", run.path().display())));
-        }
+        check_run(run)?;
         let record: RunRecord = read_record(&run.run_json())?;
         // An epoch counts from its commit on, which a coordinator that died may not have noted in run.json.
         let committed = |epoch: &EpochId| run.epoch(*epoch).epoch_json().is_file();
@@ -36,6 +35,34 @@ impl LastEpoch {
         let folder = run.epoch(epoch);
         let manifest = read_record(&folder.epoch_json()).map_err(damaged)?;
         Ok(Self { folder: folder.path().to_owned(), manifest })
+    }
+
+    /// The epoch of a number; without one, the last.
+    ///
+    /// # Errors
+    /// As [`LastEpoch::of`].
+    pub fn chosen(run: &RunFolder, number: Option<u32>) -> Result<Self, Failure> {
+        let Some(number) = number else { return Self::of(run) };
+        check_run(run)?;
+        Ok(Self { manifest: manifest_of(run, number)?, folder: run.epoch(EpochId(number)).path().to_owned() })
+    }
+
+    /// The epoch whose network computed the features that this one clustered; none before the first.
+    ///
+    /// # Errors
+    /// When it is not there any more, or damaged.
+    pub fn before(&self, run: &RunFolder) -> Result<Option<Self>, Failure> {
+        let Some(before) = EpochId(self.manifest.epoch).previous() else { return Ok(None) };
+        let folder = run.epoch(before);
+        if !folder.epoch_json().is_file() {
+            let (epoch, path) = (self.manifest.epoch, folder.epoch_json());
+            return Err(Failure::usage(format!(
+                "the clusters of epoch {epoch} belong to the network of the epoch before, and {} does not exist",
+                path.display()
+            )));
+        }
+        let manifest = read_record(&folder.epoch_json()).map_err(damaged)?;
+        Ok(Some(Self { folder: folder.path().to_owned(), manifest }))
     }
 
     /// A file of the epoch by its own name, after it was verified against the manifest.
@@ -54,6 +81,13 @@ impl LastEpoch {
     }
 }
 
+fn check_run(run: &RunFolder) -> Result<(), Failure> {
+    match run.run_json().is_file() || run.events_jsonl().is_file() {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("{} is not the folder of a run", run.path().display()))),
+    }
+}
+
 fn damaged(error: VolumeError) -> Failure {
     Failure::usage(format!("{error}; `deepcluster resume` makes a damaged epoch anew"))
 }
@@ -66,24 +100,51 @@ pub fn labels(run: &Path, as_json: bool) -> Result<(), Failure> {
     let run = RunFolder::at(run);
     let last = LastEpoch::of(&run)?;
     let record: RunRecord = read_record(&run.run_json())?;
-    let images = image_list::read_known(&run.images_csv(), &record.resolved.images_csv)?;
-    let labels = npy::read_i32(&last.verified("labels.npy")?)?;
+    let (images, labels) = images_and_labels(&run, &record, &last)?;
     let (_, distances) = npy::read_f32(&last.verified("distances.npy")?)?;
-    if images.len() != labels.len() || images.len() != distances.len() {
+    if images.len() != distances.len() {
         let (list, n) = (run.images_csv(), images.len());
-        return Err(Failure::usage(format!("{} lists {n} images, the labels are {}", list.display(), labels.len())));
+        return Err(Failure::usage(format!("{} lists {n} images, the distances are {}", list.display(), distances.len())));
     }
-    print_labels(&images, &labels, &distances, as_json)
+    print_header(as_json)?;
+    print_rows(&images, &labels, &distances, as_json)
 }
 
-/// Writes path, cluster and distance of images to standard output.
+/// The images of a run, and the cluster of each in an epoch.
+///
+/// # Errors
+/// When they are not what their records say, or not as many.
+pub fn images_and_labels(run: &RunFolder, record: &RunRecord, epoch: &LastEpoch) -> Result<(Vec<ImageEntry>, Vec<i32>), Failure> {
+    let images = image_list::read_known(&run.images_csv(), &record.resolved.images_csv)?;
+    let labels = npy::read_i32(&epoch.verified("labels.npy")?)?;
+    match images.len() == labels.len() {
+        true => Ok((images, labels)),
+        false => {
+            let (list, n) = (run.images_csv(), images.len());
+            Err(Failure::usage(format!("{} lists {n} images, the labels are {}", list.display(), labels.len())))
+        }
+    }
+}
+
+/// Writes what stands above the rows of [`print_rows`] to standard output.
 ///
 /// # Errors
 /// When the output is closed.
-pub fn print_labels(images: &[ImageEntry], labels: &[i32], distances: &[f32], as_json: bool) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
+pub fn print_header(as_json: bool) -> Result<(), Failure> {
+    match as_json {
+        true => Ok(()),
+        false => image_list::write_labels_header(&mut std::io::stdout().lock()).map_err(Failure::output),
+    }
+}
+
+/// Writes path, cluster and distance of images to standard output, a line each. Of one that was skipped, JSON tells why.
+///
+/// # Errors
+/// When the output is closed.
+pub fn print_rows(images: &[ImageEntry], labels: &[i32], distances: &[f32], as_json: bool) -> Result<(), Failure> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
     if !as_json {
-        return image_list::write_labels(&mut out, images, labels, distances).map_err(Failure::output);
+        return image_list::write_label_rows(&mut out, images, labels, distances).map_err(Failure::output);
     }
     for ((image, label), distance) in images.iter().zip(labels).zip(distances) {
         let path = String::from_utf8_lossy(&image.path);
@@ -91,23 +152,5 @@ pub fn print_labels(images: &[ImageEntry], labels: &[i32], distances: &[f32], as
         let line = json!({"path": path, "cluster": kept.then_some(label), "distance": kept.then_some(distance), "skipped": image.skipped});
         writeln!(out, "{line}").map_err(Failure::output)?;
     }
-    Ok(())
-}
-
-/// Writes the weights of the last committed epoch under the official names, without the optimizer's state.
-///
-/// # Errors
-/// When the run cannot be read, the file cannot be written, or something other than a file is there.
-pub fn export(run: &Path, to: &Path, as_json: bool) -> Result<(), Failure> {
-    // Publishing renames over its target, which would take the place of a device, a folder or a link.
-    if std::fs::symlink_metadata(to).is_ok_and(|found| !found.is_file()) {
-        return Err(Failure::usage(format!("--to {} is there already and is not a plain file", to.display())));
-    }
-    let last = LastEpoch::of(&RunFolder::at(run))?;
-    let written = tensors::copy_some(&last.verified("checkpoint.safetensors")?, to, |name| !name.starts_with("optimizer."))?;
-    let epoch = last.manifest.epoch;
-    if as_json {
-        return say(json!({"file": to, "epoch": epoch, "bytes": written.bytes, "blake3": written.blake3}));
-    }
-    say(format!("wrote the weights of epoch {epoch} to {} ({} bytes)", to.display(), written.bytes))
+    out.flush().map_err(Failure::output)
 }

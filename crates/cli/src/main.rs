@@ -7,11 +7,14 @@ mod client;
 mod demo_images;
 mod embedded;
 mod eval;
+mod export;
 mod failure;
 mod local;
+mod neighbours;
 mod plan;
 mod server;
 mod show;
+mod sort;
 mod spec_args;
 mod tag_args;
 mod train;
@@ -25,11 +28,14 @@ use deepcluster_proto::v1::Run;
 use demo_images::DemoImages;
 use embedded::ServicesArgs;
 use eval::Eval;
+use export::ExportArgs;
 use failure::{Failure, say};
+use neighbours::NeighboursArgs;
 use plan::PlanArgs;
 use serde_json::json;
 use server::Server;
 use show::Show;
+use sort::SortArgs;
 use spec_args::SpecArgs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -138,24 +144,19 @@ enum Command {
     Assign {
         /// Folder of the run
         run_dir: PathBuf,
-        /// Images
+        /// Images, and folders of images
         #[arg(required = true)]
         images: Vec<PathBuf>,
         /// One JSON object a line instead of CSV
         #[arg(long)]
         json: bool,
     },
-    /// Write the weights of a run for PyTorch users
-    Export {
-        /// Folder of the run
-        run_dir: PathBuf,
-        /// The .safetensors file to write
-        #[arg(long, value_name = "FILE")]
-        to: PathBuf,
-        /// Print one JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    /// Write the network of a run: its weights for PyTorch, or all of it for ONNX
+    Export(ExportArgs),
+    /// Print the most similar images of a run for each of some images
+    Neighbours(NeighboursArgs),
+    /// Lay the images of a run out in one folder a cluster
+    Sort(SortArgs),
     /// Say how good a run's features and clusters are, by the field's protocols
     #[command(subcommand)]
     Eval(Eval),
@@ -276,7 +277,9 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Cancel(named) => change(named, async |client, run| client.cancel(run.run_id).await).await,
         Command::Labels { run_dir, json } => local::labels(&run_dir, json),
         Command::Assign { run_dir, images, json } => assign::assign(&run_dir, &images, json).await,
-        Command::Export { run_dir, to, json } => local::export(&run_dir, &to, json),
+        Command::Export(export) => export.run(),
+        Command::Neighbours(neighbours) => neighbours.run().await,
+        Command::Sort(sort) => sort.run(),
         Command::Eval(eval) => eval.run().await,
         Command::Verify { volume, run, repair, json } => verify::verify(&volume, run.as_deref(), repair, json),
         Command::DemoImages { dir, count, size, seed, json } => {

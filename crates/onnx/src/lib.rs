@@ -104,7 +104,7 @@ pub enum OnnxError<E> {
     },
 }
 
-/// A network as an ONNX file of opset 17, for any number of images at a time.
+/// A network as an ONNX file of opset 17, for any number of images at a time. `about` is what else the file's metadata shall tell.
 ///
 /// `weight` is asked once for each of [`Plan::weights`], in their order, and answers in C order.
 ///
@@ -115,6 +115,7 @@ pub fn model<E>(
     plan: &Plan,
     input: Input,
     output: Output,
+    about: &[(&str, String)],
     weight: &mut dyn FnMut(&str) -> Result<Vec<f32>, E>,
 ) -> Result<Vec<u8>, OnnxError<E>> {
     if let Output::Clusters(assignment) = &output {
@@ -131,7 +132,7 @@ pub fn model<E>(
     if let Output::Clusters(assignment) = &output {
         clusters::assign(&mut graph, assignment, plan.embedding, FEATURES);
     }
-    let model = file(graph, plan, input, &output);
+    let model = file(graph, plan, input, &output, about);
     let bytes = model.encoded_len();
     if bytes > MAX_BYTES {
         return Err(OnnxError::TooLarge { bytes });
@@ -157,7 +158,7 @@ fn of_length<E>(name: &str, values: &[f32], wanted: i64) -> Result<(), OnnxError
 }
 
 /// The graph with what a reader has to know about it.
-fn file(graph: Graph, plan: &Plan, input: Input, output: &Output) -> ModelProto {
+fn file(graph: Graph, plan: &Plan, input: Input, output: &Output, about: &[(&str, String)]) -> ModelProto {
     let (kind, doc) = match input {
         Input::Pixels => ("pixels", "RGB from 0 to 255"),
         Input::Normalised => ("normalised", "RGB from 0 to 1, less ImageNet's mean, divided by its standard deviation"),
@@ -167,6 +168,7 @@ fn file(graph: Graph, plan: &Plan, input: Input, output: &Output) -> ModelProto 
     let channels = if input == Input::Seen && plan.sobel { 2 } else { 3 };
     let side = i64::from(plan.image_size);
     let props = [("image_size", side.to_string()), ("input", kind.to_owned())];
+    let props = props.iter().chain(about);
     ModelProto {
         ir_version: IR_VERSION,
         producer_name: "deepcluster".to_owned(),
@@ -181,7 +183,9 @@ fn file(graph: Graph, plan: &Plan, input: Input, output: &Output) -> ModelProto 
             output: outputs(plan.embedding, output),
         }),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
-        metadata_props: props.map(|(key, value)| StringStringEntryProto { key: key.to_owned(), value }).to_vec(),
+        metadata_props: props
+            .map(|(key, value)| StringStringEntryProto { key: (*key).to_owned(), value: value.clone() })
+            .collect(),
     }
 }
 

@@ -19,7 +19,7 @@ fn written((architecture, sobel): (Architecture, bool), input: Input, output: Ou
         number += 1.0;
         lengths.get(name).map(|length| vec![number; *length]).ok_or("unknown")
     };
-    let bytes = model(&plan, input, output, &mut weight).unwrap();
+    let bytes = model(&plan, input, output, &[("epoch", "7".to_owned())], &mut weight).unwrap();
     (plan, ModelProto::decode(bytes.as_slice()).unwrap())
 }
 
@@ -74,7 +74,7 @@ fn alexnet_is_a_chain_with_its_weights() {
     let (plan, file) = written(ALEXNET, Input::Pixels, Output::Features);
     assert_eq!((file.ir_version, file.opset_import[0].version, file.producer_name.as_str()), (8, 17, "deepcluster"));
     let props: Vec<_> = file.metadata_props.iter().map(|entry| (entry.key.as_str(), entry.value.as_str())).collect();
-    assert_eq!(props, [("image_size", "64"), ("input", "pixels")]);
+    assert_eq!(props, [("image_size", "64"), ("input", "pixels"), ("epoch", "7")]);
     let graph = file.graph.unwrap();
     assert_sound(&graph);
     let block = ["Conv", "BatchNormalization", "Relu"];
@@ -168,7 +168,7 @@ fn what_does_not_fit_is_refused_by_name() {
         let lengths: BTreeMap<String, i64> =
             plan.weights().into_iter().map(|spec| (spec.name, spec.shape.iter().product())).collect();
         let mut weight = |name: &str| if name == bad { answer.clone() } else { Ok(vec![0.0; lengths[name] as usize]) };
-        model(&plan, Input::Pixels, output, &mut weight).map(|bytes| bytes.len()).unwrap_err()
+        model(&plan, Input::Pixels, output, &[], &mut weight).map(|bytes| bytes.len()).unwrap_err()
     };
     let missing = refused(Output::Features, "bn1.bias", Err("not in the checkpoint"));
     assert!(matches!(&missing, OnnxError::Weight { name, source } if name == "bn1.bias" && *source == "not in the checkpoint"));

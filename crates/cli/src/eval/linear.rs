@@ -3,6 +3,7 @@
 //! What they have learned lies on the volume under a name that follows from what was asked, so that the same command goes on
 //! where it was interrupted.
 
+use super::saved::{Saved, name_of, real};
 use super::site::{Listed, Site};
 use super::subject::{Subject, SubjectArgs};
 use crate::failure::{Failure, say};
@@ -11,11 +12,8 @@ use deepcluster_domain::layers::{PROBED_VALUES, probed_layers};
 use deepcluster_proto::v1::{
     ClassifiedImages, File, LayerHits, ProbeRequest, Probes, Progress, ScoreRequest, ScoreResult, TrainSaved,
 };
-use deepcluster_service::requests::{file_to_wire, record_of};
-use deepcluster_volume::{FileRecord, publish};
 use serde_json::json;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// How probes are taught.
 #[derive(clap::Args)]
@@ -61,9 +59,6 @@ pub struct LinearArgs {
 /// Momentum of the probes' SGD (paper, section 4.2).
 const MOMENTUM: f64 = 0.9;
 
-/// Where it stands what the probes of an interrupted command have learned.
-const SAVED: &str = "saved.json";
-
 impl LinearArgs {
     /// Teaches probes and prints a table of what they get right.
     ///
@@ -89,15 +84,13 @@ impl LinearArgs {
 
     /// A name that is the same for the same question: about the same network, by the same images.
     fn name(&self, subject: &Subject, layers: &[String]) -> Result<String, Failure> {
-        let folder =
-            |folder: &Path| fs::canonicalize(folder).map_err(|error| Failure::usage(format!("{}: {error}", folder.display())));
         let checkpoint = subject.network.checkpoint.as_ref().map(|file| file.blake3.as_str());
         let question = json!([
             checkpoint,
             subject.network.precision,
             subject.network.device,
-            folder(&self.train)?,
-            folder(&self.test)?,
+            real(&self.train)?,
+            real(&self.test)?,
             layers,
             self.epochs,
             self.values,
@@ -106,7 +99,7 @@ impl LinearArgs {
             self.weight_decay,
             self.batch,
         ]);
-        Ok(format!("linear-{}", &publish::digest_of(question.to_string().as_bytes()).blake3[..12]))
+        Ok(name_of("linear", &question))
     }
 
     async fn evaluate(&self, subject: &Subject, site: &Site<'_>, layers: Vec<String>) -> Result<(ScoreResult, usize), Failure> {
@@ -140,8 +133,7 @@ impl LinearArgs {
     async fn teach(&self, subject: &Subject, site: &Site<'_>, train: &Listed, probes: Probes) -> Result<File, Failure> {
         let volume = &subject.volume;
         let images: ClassifiedImages = site.prepared(train).await?;
-        let note = site.folder.join(SAVED);
-        let saved = read_note(&note).filter(|record| volume.verified(record).is_ok());
+        let mut saved = Saved::at(site);
         let request = ProbeRequest {
             images: Some(images),
             network: Some(subject.network.clone()),
@@ -152,7 +144,7 @@ impl LinearArgs {
             output: volume.relative(&site.folder.join("probes.safetensors"))?,
             save_every: self.checkpoint_every.to_string(),
             save_to: volume.relative(&site.folder.join("probes"))?,
-            saved: saved.as_ref().map(file_to_wire),
+            saved: saved.file(),
         };
         let mut last_epoch = None;
         let mut told = |progress: &Progress| {
@@ -163,16 +155,7 @@ impl LinearArgs {
                 let _ = site.event("probes", epoch, u64::from(self.epochs), progress.loss);
             }
         };
-        let mut before = saved;
-        let mut kept = |saved: TrainSaved| {
-            let record = record_of("saved", saved.file.as_ref()).map_err(|error| Failure::other(error.to_string()))?;
-            let target = site.folder.join(format!("probes-{:08}.safetensors", saved.steps));
-            let record = volume.adopt(&record, &target)?;
-            publish::publish_bytes(&note, json!(record).to_string().as_bytes())?;
-            let old = before.replace(record.clone()).filter(|old| old.path != record.path);
-            old.map_or(Ok(()), |old| publish::remove(&volume.resolve(&old.path)?))?;
-            Ok(file_to_wire(&record))
-        };
+        let mut kept = |file: TrainSaved| saved.keep("probes", &file);
         let result = site.calls.probe(&request, &mut told, &mut kept).await?;
         result.probes.ok_or_else(|| Failure::other("the trainer made no probes"))
     }
@@ -199,8 +182,4 @@ impl LinearArgs {
         }
         Ok(())
     }
-}
-
-fn read_note(path: &Path) -> Option<FileRecord> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }

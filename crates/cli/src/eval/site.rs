@@ -172,11 +172,16 @@ impl Site<'_> {
         Ok(images)
     }
 
-    fn n_shards(&self, listed: &Listed) -> u32 {
+    /// How many shards a list has.
+    pub fn n_shards(&self, listed: &Listed) -> u32 {
         listed.entries.len().div_ceil(self.subject.spec.shard_images as usize) as u32
     }
 
-    fn extract_request(&self, listed: &Listed, number: u32, what: &str) -> Result<ExtractRequest, Failure> {
+    /// What is asked of the extractor for the embeddings of a shard; `what` names the file.
+    ///
+    /// # Errors
+    /// When the path of the file is not UTF-8.
+    pub fn extract_request(&self, listed: &Listed, number: u32, what: &str) -> Result<ExtractRequest, Failure> {
         let spec = &self.subject.spec;
         let first_image = u64::from(number) * u64::from(spec.shard_images);
         let rest = listed.entries.len() as u64 - first_image;

@@ -224,7 +224,7 @@ impl Site<'_> {
         };
         let (timeline, _) = self.calls.cluster(&request).await?;
         let iteration = timeline.each("k-means");
-        let each = ["mean", "covariance", "project"].iter().map(|phase| timeline.each(phase)).sum::<f64>();
+        let each = ["mean", "covariance", "project", "write"].iter().map(|phase| timeline.each(phase)).sum::<f64>();
         // The assignment to the last centroids is one more pass.
         let nearest = iteration * f64::from(KMEANS_ITERATIONS + 1);
         let once = (timeline.seconds - nearest - each * n as f64).max(0.0);

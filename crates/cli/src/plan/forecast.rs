@@ -52,7 +52,7 @@ pub struct Calibration {
     pub training: Cost,
     /// Seconds of a training step beside its images.
     pub step: f64,
-    /// Whitening by rows, eigenvectors and what is written among what it takes in any case.
+    /// Whitening by rows, whitened rows written with them, eigenvectors among what it takes in any case.
     pub whitening: Cost,
     /// Seconds of k-means and assignment for a row, a centroid and an iteration.
     pub nearest: f64,
