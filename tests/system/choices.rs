@@ -24,7 +24,7 @@ fn train(volume: &Path, more: &[&str]) -> PathBuf {
 fn top_layer(epoch: &Path) -> (Vec<usize>, Vec<f32>) {
     let mut values = Vec::new();
     let file = TensorsFile::open(&epoch.join("checkpoint.safetensors")).unwrap();
-    file.read_f32("top_layer.weight", &mut values).unwrap();
+    file.read_as_f32("top_layer.weight", &mut values).unwrap();
     (file.find("top_layer.weight").unwrap().shape.clone(), values)
 }
 
@@ -107,10 +107,10 @@ fn weights_of_somebody_else_start_a_run_and_wrong_ones_are_named() {
     let mut values = Vec::new();
     let trained = TensorsFile::open(&run.join("epochs/0001/checkpoint.safetensors")).unwrap();
     for name in ["features.0.weight", "features.14.bias", "classifier.4.weight"] {
-        file.read_f32(name, &mut values).unwrap();
+        file.read_as_f32(name, &mut values).unwrap();
         assert_eq!(init[name].values, values, "{name} was taken over");
         let mut after = Vec::new();
-        trained.read_f32(name, &mut after).unwrap();
+        trained.read_as_f32(name, &mut after).unwrap();
         let largest = values.iter().zip(&after).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
         assert!(largest < 1e-6, "{name} has moved by {largest}");
     }

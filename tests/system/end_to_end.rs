@@ -40,16 +40,8 @@ fn the_volume_is_laid_out_as_promised() {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        let all = [
-            "centroids.npy",
-            "checkpoint.safetensors",
-            "distances.npy",
-            "epoch.json",
-            "labels.npy",
-            "lineage.json",
-            "whiten.safetensors",
-        ];
-        assert_eq!(names, all);
+        let clusters = ["centroids.npy", "checkpoint.safetensors", "distances.npy", "epoch.json", "labels.npy"];
+        assert_eq!(names, [&clusters[..], &["lineage.json", "whiten.safetensors", "whitened.npy"]].concat());
     }
 }
 
@@ -115,4 +107,31 @@ fn an_image_that_cannot_be_assigned_is_named() {
     let missing = deepcluster(["assign", text(&folder), "/no/such.jpg"]);
     assert_eq!(missing.code, Some(2));
     assert!(missing.stderr.contains("/no/such.jpg"), "{}", missing.stderr);
+}
+
+/// A folder stands for all images below it. One of them that cannot be read gets a row, and is no failure of the command.
+#[test]
+fn a_folder_is_assigned_whole() {
+    let folder = finished_run().folder();
+    let _owner = finished_run().owner.lock();
+    let images = tempfile::tempdir().unwrap();
+    let below = images.path().join("below");
+    std::fs::create_dir(&below).unwrap();
+    for picture in pictures().join("stripes").read_dir().unwrap().take(5) {
+        let picture = picture.unwrap().path();
+        std::fs::copy(&picture, below.join(picture.file_name().unwrap())).unwrap();
+    }
+    deepcluster_volume::publish::publish_bytes(&images.path().join("broken.jpg"), b"no image").unwrap();
+    let single = pictures().join("stripes").read_dir().unwrap().next().unwrap().unwrap().path();
+    let printed = deepcluster(["assign", text(&folder), text(images.path()), text(&single)]).good();
+    let rows: Vec<&str> = printed.lines().collect();
+    assert_eq!((rows.len(), rows[0]), (8, "path,cluster,distance"), "{printed}");
+    assert!(rows[1..6].iter().all(|row| row.starts_with(text(&below))) && rows[7].starts_with(text(&single)), "{printed}");
+    assert_eq!(rows[6], format!("{},-1,", text(&images.path().join("broken.jpg"))));
+
+    let json = deepcluster(["assign", text(&folder), text(images.path()), "--json"]).good();
+    let lines: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 6, "{json}");
+    assert!(lines[5]["cluster"].is_null() && lines[5]["skipped"].is_string(), "{json}");
+    assert!(lines[..5].iter().all(|line| line["cluster"].is_u64() && line["skipped"].is_null()), "{json}");
 }

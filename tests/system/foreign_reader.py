@@ -25,6 +25,11 @@ centroids = np.load(epoch / "centroids.npy")
 dims = centroids.shape[1]
 assert centroids.dtype == np.float32 and centroids.shape[0] == 10
 assert whiten["mean"].shape == (4096,) and whiten["projection"].shape == (dims, 4096), dims
+whitened = np.load(epoch / "whitened.npy")
+assert whitened.dtype == np.float16 and whitened.shape == (200, dims), whitened
+whitened = whitened.astype(np.float32)
+assert np.allclose(np.linalg.norm(whitened, axis=1), 1, atol=1e-2)
+assert np.allclose(np.square(whitened - centroids[labels]).sum(axis=1), distances, atol=1e-2)
 
 with open(run / "labels.csv", newline="") as table:
     rows = list(csv.DictReader(table))

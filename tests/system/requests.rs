@@ -4,6 +4,8 @@
 use crate::stack::{Service, Stack, create, spec, until_serving};
 use deepcluster_proto::v1::clusterer_client::ClustererClient;
 use deepcluster_proto::v1::extractor_client::ExtractorClient;
+use deepcluster_proto::v1::inference_client::InferenceClient;
+use deepcluster_proto::v1::input_image::Source;
 use deepcluster_proto::v1::runs_client::RunsClient;
 use deepcluster_proto::v1::trainer_client::TrainerClient;
 use deepcluster_proto::v1::*;
@@ -84,6 +86,17 @@ fn images() -> impl Strategy<Value = Option<ImageList>> {
     proptest::option::weighted(0.8, (text_strategy(), file()).prop_map(|(root, list)| ImageList { root, list }))
 }
 
+/// Images that are none, by paths that lead nowhere, or from nowhere.
+fn input_images() -> impl Strategy<Value = Vec<InputImage>> {
+    let source = prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..300).prop_map(|content| Some(Source::Content(content))),
+        text_strategy().prop_map(|path| Some(Source::Path(path.into_bytes()))),
+        Just(None::<Source>),
+    ];
+    let image = (".{0,9}", source).prop_map(|(id, source)| InputImage { id, source });
+    proptest::collection::vec(image, 0..4)
+}
+
 /// Specs that never start a run: their folder is not there.
 fn run_spec() -> impl Strategy<Value = Option<RunSpec>> {
     let numbers = (number(u32::MAX), number(u32::MAX), any::<i32>(), number(u32::MAX), number(u32::MAX), number(u32::MAX));
@@ -162,6 +175,8 @@ async fn still_well(service: &mut Service) {
 async fn odd_requests_to_workers_are_refused() {
     let mut stack = Stack::start();
     std::os::unix::fs::symlink("/etc", stack.volume.path().join("link-out")).unwrap();
+    // Before that, it would only say so.
+    until_serving(stack.workers[0].channel()).await;
     let mut runner = TestRunner::deterministic();
     let [extractor, clusterer, trainer] = [0, 1, 2].map(|n| stack.workers[n].channel());
     let (mut extractor, mut clusterer) = (ExtractorClient::new(extractor), ClustererClient::new(clusterer));
@@ -192,6 +207,15 @@ async fn odd_requests_to_workers_are_refused() {
             regions_side: one % 7,
         };
         judge_stream(&format!("{request:?}"), extractor.extract(request.clone())).await;
+        let request = EmbedRequest {
+            network: any_of(&mut runner, &network()),
+            seed,
+            images: any_of(&mut runner, &input_images()),
+            feature_dtype: (other % 9) as i32,
+            whiten: any_of(&mut runner, &file()),
+            centroids: any_of(&mut runner, &file()),
+        };
+        judge(&format!("{request:?}"), extractor.embed(request.clone())).await;
         let request = ClusterRequest {
             run_id: run_id.clone(),
             epoch,
@@ -236,7 +260,7 @@ async fn odd_requests_to_workers_are_refused() {
         };
         judge_stream(&format!("{request:?}"), trainer.train(request.clone())).await;
     }
-    println!("{} requests to each of 4 methods", cases());
+    println!("{} requests to each of 5 methods", cases());
     for worker in &mut stack.workers {
         still_well(worker).await;
     }
@@ -246,7 +270,7 @@ async fn odd_requests_to_workers_are_refused() {
 async fn odd_requests_to_the_coordinator_are_refused() {
     let mut stack = Stack::start();
     let mut runner = TestRunner::deterministic();
-    let mut runs = stack.runs();
+    let (mut runs, mut inference) = (stack.runs(), InferenceClient::new(stack.coordinator.channel()));
     let (text, spec) = (text_strategy(), run_spec());
     let labels = |runner: &mut TestRunner| HashMap::from([(any_of(runner, &text), any_of(runner, &text))]);
     for _ in 0..cases() {
@@ -266,10 +290,11 @@ async fn odd_requests_to_the_coordinator_are_refused() {
         judge("PauseRun", runs.pause_run(PauseRunRequest { run_id: run_id.clone() })).await;
         judge("ResumeRun", runs.resume_run(ResumeRunRequest { run_id: run_id.clone() })).await;
         judge("CancelRun", runs.cancel_run(CancelRunRequest { run_id: run_id.clone() })).await;
+        let page_size = any_of(&mut runner, &number(u32::MAX));
         let list = ListRunsRequest {
             states: vec![any_of(&mut runner, &any::<i32>())],
             labels: labels(&mut runner),
-            page_size: any_of(&mut runner, &number(u32::MAX)),
+            page_size,
             page_token: any_of(&mut runner, &text),
         };
         judge("ListRuns", runs.list_runs(list)).await;
@@ -283,9 +308,20 @@ async fn odd_requests_to_the_coordinator_are_refused() {
         let from_event = any_of(&mut runner, &number(u64::MAX));
         judge_stream("WatchRun", runs.watch_run(WatchRunRequest { run_id: run_id.clone(), from_event })).await;
         let paths = (0..3).map(|_| any_of(&mut runner, &text).into_bytes()).collect();
-        judge("AssignImages", runs.assign_images(AssignImagesRequest { run_id, paths })).await;
+        judge("AssignImages", runs.assign_images(AssignImagesRequest { run_id: run_id.clone(), paths })).await;
+        let epoch = any_of(&mut runner, &proptest::option::of(number(u32::MAX)));
+        let images = any_of(&mut runner, &input_images());
+        let request = InferenceEmbedRequest { run_id: run_id.clone(), epoch, whiten: page_size % 2 == 0, images: images.clone() };
+        judge("Embed", inference.embed(request)).await;
+        let request = InferenceAssignRequest { run_id: run_id.clone(), epoch, images: images.clone() };
+        judge("Assign", inference.assign(request)).await;
+        let message =
+            InferenceEmbedStreamRequest { run_id: run_id.clone(), epoch, whiten: page_size % 2 == 0, images: images.clone() };
+        judge_stream("EmbedStream", inference.embed_stream(tokio_stream::iter([message.clone(), message]))).await;
+        let message = InferenceAssignStreamRequest { run_id, epoch, images };
+        judge_stream("AssignStream", inference.assign_stream(tokio_stream::iter([message.clone(), message]))).await;
     }
-    println!("{} requests to each of 9 methods", cases());
+    println!("{} requests to each of 13 methods", cases());
     still_well(&mut stack.coordinator).await;
 }
 
