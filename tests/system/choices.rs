@@ -67,8 +67,8 @@ fn power_iteration_clustering_finds_its_number_of_clusters() {
 fn the_top_layer_keeps_the_rows_of_clusters_that_were_there() {
     for matched in [true, false] {
         let volume = tempfile::tempdir().unwrap();
-        let flag = if matched { "--match-labels" } else { "--json" };
-        let run = train(volume.path(), &["--lr", "1e-12", flag, ""]);
+        let more: &[&str] = if matched { &["--lr", "1e-12", "--match-labels", ""] } else { &["--lr", "1e-12"] };
+        let run = train(volume.path(), more);
         let ([before, after], lineage) = (
             ["0000", "0001"].map(|epoch| top_layer(&run.join("epochs").join(epoch))),
             json(&run.join("epochs/0001/lineage.json")),
