@@ -23,6 +23,7 @@ mod names;
 mod network;
 mod plan;
 mod recovery;
+mod report;
 mod requests;
 mod room;
 mod security;

@@ -7,11 +7,11 @@ use deepcluster_proto::v1::clusterer_client::ClustererClient;
 use deepcluster_proto::v1::extractor_client::ExtractorClient;
 use deepcluster_proto::v1::trainer_client::TrainerClient;
 use deepcluster_proto::v1::{
-    ClusterRequest, ClusterResponse, ClusterResult, ExtractRequest, ExtractResponse, ExtractResult, File, FinetuneRequest,
-    FinetuneResponse, FinetuneResult, PredictRequest, PredictResponse, PredictResult, ProbeRequest, ProbeResponse, ProbeResult,
-    Progress, ScoreRequest, ScoreResponse, ScoreResult, SearchRequest, SearchResponse, SearchResult, TrainRequest, TrainResponse,
-    TrainResult, TrainSaved, cluster_response, extract_response, finetune_response, predict_response, probe_response,
-    score_response, search_response, train_response,
+    AscendRequest, AscendResponse, AscendResult, ClusterRequest, ClusterResponse, ClusterResult, ExtractRequest, ExtractResponse,
+    ExtractResult, File, FinetuneRequest, FinetuneResponse, FinetuneResult, PredictRequest, PredictResponse, PredictResult,
+    ProbeRequest, ProbeResponse, ProbeResult, Progress, ScoreRequest, ScoreResponse, ScoreResult, SearchRequest, SearchResponse,
+    SearchResult, TrainRequest, TrainResponse, TrainResult, TrainSaved, ascend_response, cluster_response, extract_response,
+    finetune_response, predict_response, probe_response, score_response, search_response, train_response,
 };
 use deepcluster_service::tls::ClientSecurity;
 use std::time::{Duration, Instant};
@@ -144,7 +144,7 @@ impl Calls {
     }
 }
 
-/// What evaluations ask for.
+/// What evaluations and visualizations ask for.
 impl Calls {
     /// Searches for similar features.
     ///
@@ -183,6 +183,20 @@ impl Calls {
         let word = |message: PredictResponse| match message.update {
             Some(predict_response::Update::Progress(progress)) => Word::Progress(progress),
             Some(predict_response::Update::Result(result)) => Word::Result(result),
+            None => Word::Nothing,
+        };
+        Ok(follow("trainer", call, word, told).await?.1)
+    }
+
+    /// Makes pictures that excite filters.
+    ///
+    /// # Errors
+    /// What the trainer says.
+    pub async fn ascend(&self, request: &AscendRequest, told: &mut Told<'_>) -> Result<AscendResult, Failure> {
+        let call = async || self.trainer.clone().ascend(request.clone()).await;
+        let word = |message: AscendResponse| match message.update {
+            Some(ascend_response::Update::Progress(progress)) => Word::Progress(progress),
+            Some(ascend_response::Update::Result(result)) => Word::Result(result),
             None => Word::Nothing,
         };
         Ok(follow("trainer", call, word, told).await?.1)

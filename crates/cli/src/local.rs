@@ -154,3 +154,15 @@ pub fn print_rows(images: &[ImageEntry], labels: &[i32], distances: &[f32], as_j
     }
     out.flush().map_err(Failure::output)
 }
+
+/// Makes sure that --to names a file, or nothing yet. Publishing renames over its target, which would take the place of a device,
+/// a folder or a link.
+///
+/// # Errors
+/// When something other than a file is there.
+pub fn check_target(to: &Path) -> Result<(), Failure> {
+    match std::fs::symlink_metadata(to).is_ok_and(|found| !found.is_file()) {
+        true => Err(Failure::usage(format!("--to {} is there already and is not a plain file", to.display()))),
+        false => Ok(()),
+    }
+}

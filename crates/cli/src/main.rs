@@ -12,6 +12,7 @@ mod failure;
 mod local;
 mod neighbours;
 mod plan;
+mod report;
 mod server;
 mod show;
 mod sort;
@@ -19,6 +20,7 @@ mod spec_args;
 mod tag_args;
 mod train;
 mod verify;
+mod visualize;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -40,6 +42,7 @@ use spec_args::SpecArgs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tag_args::{FilterArgs, TagArgs};
+use visualize::Visualize;
 
 /// DeepCluster: a folder of unlabelled images in; a trained convnet and a cluster for every image out
 #[derive(Parser)]
@@ -160,6 +163,23 @@ enum Command {
     /// Say how good a run's features and clusters are, by the field's protocols
     #[command(subcommand)]
     Eval(Eval),
+    /// Write one page that says what came of a run: a verdict, curves, a map and an atlas of the clusters
+    Report {
+        /// Folder of the run
+        run_dir: PathBuf,
+        /// The .html file to write
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// Folder of the run's images, where it is not the one that `train` was given
+        #[arg(long, value_name = "FOLDER")]
+        images: Option<PathBuf>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make pictures of what a network has learned
+    #[command(subcommand)]
+    Visualize(Visualize),
     /// Check every file of a volume, or of one run, against what its records promise
     Verify {
         /// The volume
@@ -281,6 +301,8 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Neighbours(neighbours) => neighbours.run().await,
         Command::Sort(sort) => sort.run(),
         Command::Eval(eval) => eval.run().await,
+        Command::Report { run_dir, to, images, json } => report::report(&run_dir, &to, images.as_deref(), json),
+        Command::Visualize(visualize) => visualize.run().await,
         Command::Verify { volume, run, repair, json } => verify::verify(&volume, run.as_deref(), repair, json),
         Command::DemoImages { dir, count, size, seed, json } => {
             let n = DemoImages { count, size, seed }.write(&dir).map_err(|error| Failure::usage(error.to_string()))?;

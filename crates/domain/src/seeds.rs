@@ -24,6 +24,8 @@ pub enum Purpose {
     Augmentation,
     /// Dropout masks; the step is the training step.
     Dropout,
+    /// The noise that a picture of a filter begins as; the step is the filter.
+    Ascent,
 }
 
 impl Purpose {
@@ -36,6 +38,7 @@ impl Purpose {
             Self::Sampling => "sampling",
             Self::Augmentation => "augmentation",
             Self::Dropout => "dropout",
+            Self::Ascent => "ascent",
         }
     }
 }

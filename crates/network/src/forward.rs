@@ -119,6 +119,11 @@ impl Network {
         self.front.apply(&self.runtime.images(pixels, (size, size))?, self.runtime.kind)
     }
 
+    /// The same from values of RGB from 0 to 255, `[n, 3, size, size]` in f32, in f32. Gradients flow back.
+    pub(crate) fn seen_of_values(&self, rgb: &Tensor) -> Result<Tensor, NetworkError> {
+        self.front.linear(rgb)
+    }
+
     /// The same of one image of any (width, height), `[height, width, 3]`.
     pub(crate) fn seen_whole(&self, pixels: &[u8], size: (u32, u32)) -> Result<Tensor, NetworkError> {
         let front = Front::of_size(&self.plan, Values::Bytes, self.runtime.device, size)?;
@@ -168,11 +173,14 @@ impl Network {
                 Mode::Eval => x,
             },
             Layer::Linear { name, .. } => x.f_linear(&self.cast(name, "weight")?, Some(&self.cast(name, "bias")?))?,
-            Layer::Residual { body, shortcut } => {
-                let side = self.run(shortcut, x.shallow_clone(), mode)?;
-                self.run(body, x, mode)?.f_add(&side)?.f_relu_()?
-            }
+            Layer::Residual { body, shortcut } => self.residual(body, shortcut, x, mode)?.f_relu_()?,
         })
+    }
+
+    /// body(x) + shortcut(x), which a rectifier follows.
+    pub(crate) fn residual(&self, body: &[Layer], shortcut: &[Layer], x: Tensor, mode: Mode) -> Result<Tensor, NetworkError> {
+        let side = self.run(shortcut, x.shallow_clone(), mode)?;
+        Ok(self.run(body, x, mode)?.f_add(&side)?)
     }
 
     pub(crate) fn get(&self, layer: &str, leaf: &str) -> Result<&Tensor, NetworkError> {

@@ -82,13 +82,21 @@ impl Front {
         for first in (0..n).step_by(at_once as usize) {
             let part = |tensor: &Tensor| tensor.f_narrow(0, first, at_once.min(n - first));
             let x = part(images)?.f_totype(Kind::Float)?;
-            let mut y = match self.sobel {
-                true => x.f_conv2d::<&Tensor>(&self.factor, None, 1, 1, 1, 1)?,
-                false => x.f_mul(&self.factor)?,
-            };
-            part(&seen)?.f_copy_(&y.f_add_(&self.shift)?)?;
+            part(&seen)?.f_copy_(&self.linear(&x)?)?;
         }
         Ok(seen)
+    }
+
+    /// The same in f32, all images at once, from images in f32. Gradients flow back.
+    ///
+    /// # Errors
+    /// When the shape does not fit, or libtorch is out of memory.
+    pub(crate) fn linear(&self, images: &Tensor) -> Result<Tensor, NetworkError> {
+        let mut y = match self.sobel {
+            true => images.f_conv2d::<&Tensor>(&self.factor, None, 1, 1, 1, 1)?,
+            false => images.f_mul(&self.factor)?,
+        };
+        Ok(y.f_add_(&self.shift)?)
     }
 }
 

@@ -66,7 +66,7 @@ impl Network {
     }
 }
 
-fn to_vec(tensor: &Tensor) -> Result<Vec<f32>, NetworkError> {
+pub(crate) fn to_vec(tensor: &Tensor) -> Result<Vec<f32>, NetworkError> {
     let tensor = tensor.f_to(tch::Device::Cpu)?.f_contiguous()?;
     let mut values = vec![0.0; tensor.numel()];
     tensor.f_copy_data(&mut values, tensor.numel())?;

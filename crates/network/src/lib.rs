@@ -8,6 +8,7 @@
 //! as values; nothing here panics on what a file or a request holds.
 #![deny(unsafe_code)]
 
+pub mod ascent;
 pub mod assigning;
 pub mod checkpoint;
 mod cuda;
@@ -24,6 +25,7 @@ mod sgd;
 pub mod training;
 pub mod weights;
 
+pub use ascent::Ascent;
 pub use assigning::Assigning;
 pub use device::{Runtime, check_libtorch};
 pub use error::NetworkError;

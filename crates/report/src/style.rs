@@ -2,6 +2,9 @@
 
 /// CSS of all pages: light and dark as the reader has it, no font or picture from elsewhere, a focus that is seen, print
 /// without what only a screen needs.
+///
+/// Cards do without `content-visibility: auto`: to find what the Tab key goes to next, browsers would lay out one after the other,
+/// each time the whole page, which takes seconds for a thousand cards and many minutes for ten thousand.
 pub const STYLE: &str = r#"
 :root {
   color-scheme: light dark;
@@ -58,8 +61,7 @@ input, select, button {
 form.controls[hidden], .card[hidden] { display: none; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; align-items: start; }
 .card {
-  border: 1px solid var(--edge); background: var(--raised); padding: .75rem; min-width: 0;
-  content-visibility: auto; contain-intrinsic-size: auto 24rem;
+  border: 1px solid var(--edge); background: var(--raised); padding: .75rem; min-width: 0; contain: layout paint;
 }
 .card:target { background: var(--chosen); }
 .card p { margin: .25rem 0; font-size: .9rem; }
@@ -70,6 +72,5 @@ footer { margin-top: 3rem; color: var(--quiet); }
   nav, .skip, form.controls { display: none; }
   body { max-width: none; padding: 0; }
   .card, figure, tr { break-inside: avoid; }
-  .card { content-visibility: visible; }
 }
 "#;

@@ -6,10 +6,12 @@
 //! Probe ─► shuffled, shifted batches ─► frozen layers ─► logistic regressions ─► probes.safetensors ─► result
 //! Score ─► centre or ten crops ─► frozen layers ─► probes ─► hits
 //! Finetune ─► shuffled squares ─► SGD steps of some layers or all ─► trained.safetensors ─► result
+//! Ascend ─► noise ─► up the gradients of filters ─► pictures ─► result
 //! Predict ─► ten squares or ten crops ─► what has learned ─► scores.npy ─► result
 //! ```
 #![forbid(unsafe_code)]
 
+mod ascend;
 mod finetune;
 mod pictures;
 mod probe;
@@ -20,8 +22,9 @@ use deepcluster_domain::{DeviceChoice, Precision};
 use deepcluster_network::{Runtime, check_libtorch};
 use deepcluster_proto::v1::trainer_server::{Trainer as TrainerRpc, TrainerServer};
 use deepcluster_proto::v1::{
-    FinetuneRequest, FinetuneResponse, PredictRequest, PredictResponse, ProbeRequest, ProbeResponse, ScoreRequest, ScoreResponse,
-    TrainRequest, TrainResponse, finetune_response, predict_response, probe_response, score_response, train_response,
+    AscendRequest, AscendResponse, FinetuneRequest, FinetuneResponse, PredictRequest, PredictResponse, ProbeRequest,
+    ProbeResponse, ScoreRequest, ScoreResponse, TrainRequest, TrainResponse, ascend_response, finetune_response,
+    predict_response, probe_response, score_response, train_response,
 };
 use deepcluster_service::jobs::Updates;
 use deepcluster_service::{Config, Jobs, Service, Update};
@@ -90,6 +93,7 @@ impl TrainerRpc for Rpc {
     type ScoreStream = Updates<ScoreResponse>;
     type FinetuneStream = Updates<FinetuneResponse>;
     type PredictStream = Updates<PredictResponse>;
+    type AscendStream = Updates<AscendResponse>;
 
     async fn train(&self, request: Request<TrainRequest>) -> Result<Response<Self::TrainStream>, Status> {
         let request = request.into_inner();
@@ -150,6 +154,21 @@ impl TrainerRpc for Rpc {
         };
         let work = move |context: &_| finetune::finetune(&place, &request, context);
         Ok(Response::new(info_span!("finetune").in_scope(|| self.jobs.start(work, wrap))))
+    }
+
+    async fn ascend(&self, request: Request<AscendRequest>) -> Result<Response<Self::AscendStream>, Status> {
+        let request = request.into_inner();
+        let place = Arc::clone(&self.place);
+        let wrap = |update: Update<_>| {
+            let update = match update {
+                Update::Saved(never) => match never {},
+                Update::Progress(progress) => ascend_response::Update::Progress(progress),
+                Update::Done(result) => ascend_response::Update::Result(result),
+            };
+            AscendResponse { update: Some(update) }
+        };
+        let work = move |context: &_| ascend::ascend(&place, &request, context);
+        Ok(Response::new(info_span!("ascend").in_scope(|| self.jobs.start(work, wrap))))
     }
 
     async fn predict(&self, request: Request<PredictRequest>) -> Result<Response<Self::PredictStream>, Status> {

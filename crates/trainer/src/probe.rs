@@ -181,7 +181,7 @@ pub(crate) fn readable_rows(batch: &mut Batch, rows: &[usize], crops: usize, unr
 }
 
 /// The network for eval mode alone.
-fn frozen(place: &Place, spec: &RunSpec, network: Option<&v1::Network>) -> Result<Network, Status> {
+pub(crate) fn frozen(place: &Place, spec: &RunSpec, network: Option<&v1::Network>) -> Result<Network, Status> {
     loaded(place, spec, network)?.folded().map_err(status)
 }
 

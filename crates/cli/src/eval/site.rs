@@ -8,7 +8,7 @@ use crate::train::{images_below_root, while_alive};
 use deepcluster_domain::ShardId;
 use deepcluster_images::{class_names, find_images};
 use deepcluster_proto::v1::{
-    CachedShard, ClassifiedImages, DigestsOfShard, ExtractRequest, FeatureDtype, File, ImageList, Progress,
+    CachedShard, ClassifiedImages, DigestsOfShard, ExtractRequest, ExtractResult, FeatureDtype, File, ImageList, Progress,
 };
 use deepcluster_service::requests::file_to_wire;
 use deepcluster_volume::image_list::{self, ImageEntry};
@@ -126,7 +126,21 @@ impl Site<'_> {
     /// # Errors
     /// When a worker fails.
     pub async fn extract(&self, listed: &Listed, what: &str, change: &dyn Fn(&mut ExtractRequest)) -> Result<Vec<File>, Failure> {
-        let mut features = Vec::new();
+        let results = self.extracted(listed, what, change).await?;
+        Ok(results.into_iter().filter_map(|result| result.features).collect())
+    }
+
+    /// The same, with all else that there is to say of each shard.
+    ///
+    /// # Errors
+    /// As [`Site::extract`].
+    pub async fn extracted(
+        &self,
+        listed: &Listed,
+        what: &str,
+        change: &dyn Fn(&mut ExtractRequest),
+    ) -> Result<Vec<ExtractResult>, Failure> {
+        let mut results = Vec::new();
         for number in 0..self.n_shards(listed) {
             let mut request = self.extract_request(listed, number, what)?;
             change(&mut request);
@@ -134,10 +148,9 @@ impl Site<'_> {
             let total = listed.entries.len() as u64;
             let mut told =
                 |progress: &Progress| self.told(&format!("{} {what}", listed.name), before + progress.done, total, 0.0);
-            let (_, result) = self.calls.extract(&request, &mut told).await?;
-            features.extend(result.features);
+            results.push(self.calls.extract(&request, &mut told).await?.1);
         }
-        Ok(features)
+        Ok(results)
     }
 
     /// Decodes the images once, for work that looks at them many times: a list with classes and what is cached of it.
