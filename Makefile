@@ -1,10 +1,14 @@
 # The few commands that people and CI need. Everything builds with one profile (release).
-.PHONY: setup build demo test chaos chaos-programs test-compose test-scaling test-memory test-crops bench
+.PHONY: setup setup-tests build demo test chaos chaos-programs test-compose test-scaling test-memory test-crops bench
 
 DEEPCLUSTER = target/release/deepcluster
 
 setup:
 	deploy/setup.sh
+
+# What the tests need beside: a browser.
+setup-tests:
+	deploy/setup.sh --tests
 
 build: setup
 	cargo build --release --workspace
@@ -15,8 +19,9 @@ demo: build
 	$(DEEPCLUSTER) train demo/images --out demo/volume --image-size 64 --k 20 --epochs 8 --batch 64 --seed 31
 	@echo "pictures in demo/images, the run in demo/volume"
 
-# Format, clippy, and every test. The system tests run the built programs, and read their files with Python.
-test: chaos-programs build .python/installed
+# Format, clippy, and every test. The system tests run the built programs, read their files with Python, and look at pages with
+# Chromium; screenshots are in target/screenshots.
+test: setup-tests chaos-programs build .python/installed
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	PYTHONPATH=$(CURDIR)/.python cargo test --release --workspace --all-targets

@@ -2,20 +2,23 @@
 # Installs what the build needs and is not there yet: Debian packages (cmake, OpenBLAS) and libtorch from PyPI.
 # Safe to run again: what is there stays as it is. The Dockerfile runs the same script.
 #
-#   deploy/setup.sh [--libtorch DIR] [--no-debian]
+#   deploy/setup.sh [--libtorch DIR] [--no-debian] [--tests]
 #
 #   --libtorch DIR   where libtorch goes (default: .libtorch beside Cargo.toml)
 #   --no-debian      leave the Debian packages to somebody else
+#   --tests          also what tests alone need: a browser to look at pages with
 set -euo pipefail
 
 TORCH=2.11.0 # the release that tch 0.24 binds
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 libtorch=$here/.libtorch
 debian=yes
+packages=(cmake libopenblas-dev g++ make)
 while [ $# -gt 0 ]; do
   case $1 in
     --libtorch) libtorch=$2; shift 2 ;;
     --no-debian) debian=no; shift ;;
+    --tests) packages+=(chromium chromium-driver); shift ;;
     *) echo "setup: unknown option $1" >&2; exit 2 ;;
   esac
 done
@@ -23,7 +26,7 @@ die() { echo "setup: $*" >&2; exit 1; }
 
 install_debian_packages() {
   local missing=() package
-  for package in cmake libopenblas-dev g++ make; do
+  for package in "${packages[@]}"; do
     dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok installed' || missing+=("$package")
   done
   [ ${#missing[@]} -eq 0 ] && return

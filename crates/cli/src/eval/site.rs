@@ -63,6 +63,10 @@ impl Subject {
         if let Some(bar) = &site.bar {
             bar.finish_and_clear();
         }
+        // What was wrong with the question stays wrong: there is nothing to go on from.
+        if outcome.as_ref().is_err_and(|failure| failure.code == 2) {
+            site.clean()?;
+        }
         outcome
     }
 }
