@@ -25,6 +25,7 @@ mod plan;
 mod recovery;
 mod report;
 mod requests;
+mod requests_evaluation;
 mod room;
 mod security;
 mod services;

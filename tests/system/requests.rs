@@ -20,11 +20,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 const MOST_MEMORY: u64 = 1_500_000;
 
 /// Requests a method; `make chaos` asks for many more.
-fn cases() -> usize {
+pub fn cases() -> usize {
     std::env::var("CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(150)
 }
 
-fn text_strategy() -> impl Strategy<Value = String> {
+pub fn text_strategy() -> impl Strategy<Value = String> {
     let nasty = [
         "",
         ".",
@@ -49,20 +49,20 @@ fn text_strategy() -> impl Strategy<Value = String> {
     prop_oneof![proptest::sample::select(nasty.to_vec()).prop_map(str::to_owned), ".{0,40}", "[a-z0-9/.-]{1,200}"]
 }
 
-fn number<T: Arbitrary + Clone + From<u8> + 'static>(most: T) -> impl Strategy<Value = T> {
+pub fn number<T: Arbitrary + Clone + From<u8> + 'static>(most: T) -> impl Strategy<Value = T> {
     prop_oneof![Just(T::from(0)), Just(T::from(1)), Just(T::from(2)), Just(most), any::<T>()]
 }
 
-fn real() -> impl Strategy<Value = f64> {
+pub fn real() -> impl Strategy<Value = f64> {
     prop_oneof![any::<f64>(), Just(f64::NAN), Just(f64::INFINITY), Just(-1.0), Just(0.0), Just(0.5), Just(1e308)]
 }
 
-fn file() -> impl Strategy<Value = Option<File>> {
+pub fn file() -> impl Strategy<Value = Option<File>> {
     let file = (text_strategy(), number(u64::MAX), prop_oneof![Just("0".repeat(64)), ".{0,70}"]);
     proptest::option::weighted(0.8, file.prop_map(|(path, bytes, blake3)| File { path, bytes, blake3 }))
 }
 
-fn network() -> impl Strategy<Value = Option<Network>> {
+pub fn network() -> impl Strategy<Value = Option<Network>> {
     let network = (any::<i32>(), 0..6_i32, number(u32::MAX), any::<bool>(), text_strategy(), 0..5_i32, file()).prop_map(
         |(odd, architecture, image_size, sobel, device, precision, checkpoint)| Network {
             cache_side: image_size.rotate_left(odd as u32 % 32),
@@ -77,12 +77,12 @@ fn network() -> impl Strategy<Value = Option<Network>> {
     proptest::option::weighted(0.8, network)
 }
 
-fn cached() -> impl Strategy<Value = Option<CachedShard>> {
+pub fn cached() -> impl Strategy<Value = Option<CachedShard>> {
     let cached = (text_strategy(), number(u64::MAX)).prop_map(|(path, first_image)| CachedShard { path, first_image });
     proptest::option::weighted(0.5, cached)
 }
 
-fn images() -> impl Strategy<Value = Option<ImageList>> {
+pub fn images() -> impl Strategy<Value = Option<ImageList>> {
     proptest::option::weighted(0.8, (text_strategy(), file()).prop_map(|(root, list)| ImageList { root, list }))
 }
 
@@ -121,7 +121,7 @@ fn run_spec() -> impl Strategy<Value = Option<RunSpec>> {
 }
 
 /// A value of a strategy.
-fn any_of<T: std::fmt::Debug>(runner: &mut TestRunner, strategy: &impl Strategy<Value = T>) -> T {
+pub fn any_of<T: std::fmt::Debug>(runner: &mut TestRunner, strategy: &impl Strategy<Value = T>) -> T {
     strategy.new_tree(runner).unwrap().current()
 }
 
@@ -150,7 +150,7 @@ fn refusal(what: &str, status: &Status) {
 }
 
 /// Reads a worker's answer to its end.
-async fn judge_stream<T>(what: &str, call: impl Future<Output = Result<Response<Streaming<T>>, Status>>) {
+pub async fn judge_stream<T>(what: &str, call: impl Future<Output = Result<Response<Streaming<T>>, Status>>) {
     let Some(mut stream) = judge(what, call).await else { return };
     loop {
         match tokio::time::timeout(Duration::from_secs(30), stream.message()).await {
@@ -162,7 +162,7 @@ async fn judge_stream<T>(what: &str, call: impl Future<Output = Result<Response<
     }
 }
 
-async fn still_well(service: &mut Service) {
+pub async fn still_well(service: &mut Service) {
     assert!(!service.has_died(), "{service:?}");
     until_serving(service.channel()).await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", service.child.id())).unwrap();

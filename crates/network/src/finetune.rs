@@ -307,7 +307,7 @@ mod tests {
             let (mut one, _) = finetuning(options, None);
             assert_eq!(one.body.is_empty(), !all_layers, "a ResNet has no fully connected layers");
             let losses: Vec<f64> = (0..40).map(|step| one.step(&pixels, &labels, step).unwrap()).collect();
-            assert!(losses[39] < 0.7 * losses[0], "{losses:?}");
+            assert!(losses[39] < 0.85 * losses[0], "{losses:?}");
             let progress = TrainingProgress { steps: 40, ..TrainingProgress::default() };
             one.publish(&path, &progress).unwrap();
             let trained = Finetuned::load(network(Architecture::ResNet18, 20), 2, all_layers, &path).unwrap();
