@@ -111,6 +111,7 @@ async fn odd_requests_for_evaluations_are_refused() {
             seed,
             output,
             device: any_of(runner, &text),
+            mask: any_of(runner, &file()),
         };
         judge_stream(&format!("{request:?}"), clusterer.search(request.clone())).await;
     }

@@ -6,7 +6,7 @@
 use crate::client::Client;
 use crate::embedded::ServicesArgs;
 use crate::failure::Failure;
-use crate::local::{LastEpoch, print_header, print_rows};
+use crate::local::{last_epoch, print_header, print_rows};
 use crate::train::with_services;
 use deepcluster_images::find_images;
 use deepcluster_proto::v1::Assignment;
@@ -43,7 +43,7 @@ struct Image {
 /// # Errors
 /// When the folder is no run of a volume, an image or folder is not there, or an image that was named by itself cannot be read.
 pub async fn assign(run_dir: &Path, images: &[PathBuf], as_json: bool) -> Result<(), Failure> {
-    LastEpoch::of(&RunFolder::at(run_dir))?;
+    last_epoch(&RunFolder::at(run_dir))?;
     let (volume, run_id) = volume_and_run(run_dir)?;
     let mut all = Vec::new();
     for image in images {

@@ -1,10 +1,11 @@
 //! `export`: the network of a run for programs that know nothing of us.
 
 use crate::failure::{Failure, say};
-use crate::local::LastEpoch;
+use crate::local::{check_target, chosen_epoch, epoch_before};
 use clap::ValueEnum;
 use deepcluster_domain::{Plan, RunSpec};
 use deepcluster_onnx::{Assignment, Input, Output, model};
+use deepcluster_volume::committed::CommittedEpoch;
 use deepcluster_volume::publish::{self, Digest};
 use deepcluster_volume::records::{RunRecord, read_record};
 use deepcluster_volume::tensors::{self, TensorsFile};
@@ -75,16 +76,14 @@ impl ExportArgs {
     pub fn run(&self) -> Result<(), Failure> {
         let to = &self.to;
         // Publishing renames over its target, which would take the place of a device, a folder or a link.
-        if std::fs::symlink_metadata(to).is_ok_and(|found| !found.is_file()) {
-            return Err(Failure::usage(format!("--to {} is there already and is not a plain file", to.display())));
-        }
+        check_target(to)?;
         let by_ending = if to.extension().is_some_and(|ending| ending == "onnx") { Format::Onnx } else { Format::Safetensors };
         let format = self.format.unwrap_or(by_ending);
         if format == Format::Safetensors && (self.assign || self.input.is_some()) {
             return Err(Failure::usage("--input and --assign are for --format onnx: weights take nothing and tell nothing"));
         }
         let run = RunFolder::at(&self.run_dir);
-        let epoch = LastEpoch::chosen(&run, self.epoch)?;
+        let epoch = chosen_epoch(&run, self.epoch)?;
         let (what, written) = match format {
             Format::Safetensors => {
                 let checkpoint = epoch.verified("checkpoint.safetensors")?;
@@ -100,20 +99,22 @@ impl ExportArgs {
         say(format!("wrote the {what} of epoch {epoch} to {} ({} bytes)", to.display(), written.bytes))
     }
 
-    fn onnx(&self, run: &RunFolder, epoch: &LastEpoch) -> Result<Digest, Failure> {
+    fn onnx(&self, run: &RunFolder, epoch: &CommittedEpoch) -> Result<Digest, Failure> {
         let record: RunRecord = read_record(&run.run_json())?;
         let run_id = record.run_id.clone();
-        let spec = RunSpec::try_from(record.spec).map_err(|error| Failure::usage(error.to_string()))?;
+        let spec = RunSpec::try_from(record.spec.clone()).map_err(|error| Failure::usage(error.to_string()))?;
         let plan = Plan::new(spec.architecture, spec.image_size, spec.sobel);
-        let before = if self.assign { Some(before(run, epoch)?) } else { None };
+        let (checkpoint, network_epoch) = match self.assign {
+            true => before(run, &record, epoch)?,
+            false => (epoch.verified("checkpoint.safetensors")?, epoch.epoch.0.to_string()),
+        };
         let output = if self.assign { Output::Clusters(assignment(epoch)?) } else { Output::Features };
-        let network = before.as_ref().unwrap_or(epoch);
-        let checkpoint = TensorsFile::open(&network.verified("checkpoint.safetensors")?)?;
+        let checkpoint = TensorsFile::open(&checkpoint)?;
         let about = [
             ("run", run_id),
             ("epoch", epoch.manifest.epoch.to_string()),
             // The same, but for clusters.
-            ("network_epoch", network.manifest.epoch.to_string()),
+            ("network_epoch", network_epoch),
         ];
         let input = self.input.map_or(Input::Pixels, Input::from);
         let mut weight = |name: &str| -> Result<Vec<f32>, VolumeError> { checkpoint.read_f32(name) };
@@ -123,17 +124,24 @@ impl ExportArgs {
     }
 }
 
-/// The epoch that has left the network whose features an epoch clustered.
-fn before(run: &RunFolder, epoch: &LastEpoch) -> Result<LastEpoch, Failure> {
-    let none = || {
-        let clusters = format!("the clusters of epoch {} belong to the network before any training", epoch.manifest.epoch);
+/// The weights whose features an epoch clustered, and which epoch has left them: those of the epoch before, or what the run
+/// started from.
+fn before(run: &RunFolder, record: &RunRecord, epoch: &CommittedEpoch) -> Result<(PathBuf, String), Failure> {
+    if let Some(before) = epoch_before(run, epoch)? {
+        return Ok((before.verified("checkpoint.safetensors")?, before.epoch.0.to_string()));
+    }
+    let init = record.resolved.init.as_ref().ok_or_else(|| {
+        let clusters = format!("the clusters of epoch {} belong to the network before any training", epoch.epoch.0);
         Failure::usage(format!("--assign: {clusters}, which is not stored; with an epoch more, there are others"))
-    };
-    epoch.before(run)?.ok_or_else(none)
+    })?;
+    match publish::digest(&run.init())?.blake3 == init.blake3 {
+        true => Ok((run.init(), "init".to_owned())),
+        false => Err(Failure::usage(format!("{}: its checksum is not the recorded one", run.init().display()))),
+    }
 }
 
 /// Whitening and centroids of an epoch.
-fn assignment(epoch: &LastEpoch) -> Result<Assignment, Failure> {
+fn assignment(epoch: &CommittedEpoch) -> Result<Assignment, Failure> {
     let whiten = TensorsFile::open(&epoch.verified("whiten.safetensors")?)?;
     let at = epoch.verified("centroids.npy")?;
     let (shape, centroids) = npy::read_f32(&at)?;

@@ -1,95 +1,56 @@
 //! What commands read of a run's folder, and the one that only prints it: `labels`.
 
-use crate::eval::subject::manifest_of;
 use crate::failure::Failure;
 use deepcluster_domain::EpochId;
+use deepcluster_volume::committed::CommittedEpoch;
 use deepcluster_volume::image_list::ImageEntry;
-use deepcluster_volume::records::{EpochManifest, RunRecord, read_record};
-use deepcluster_volume::{RunFolder, VolumeError, image_list, npy, publish};
+use deepcluster_volume::records::{RunRecord, read_record};
+use deepcluster_volume::{RunFolder, image_list, npy};
 use serde_json::json;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// A committed epoch of a run folder: the last one, unless another was asked for.
-pub struct LastEpoch {
-    folder: PathBuf,
-    /// Its manifest.
-    pub manifest: EpochManifest,
+/// The last committed epoch of a run.
+///
+/// # Errors
+/// When the folder is no run, nothing is committed yet, or what was committed last is damaged.
+pub fn last_epoch(run: &RunFolder) -> Result<CommittedEpoch, Failure> {
+    check_run(run)?;
+    let none = || Failure::usage(format!("{} has no committed epoch yet", run.path().display()));
+    CommittedEpoch::last(run)?.ok_or_else(none)
 }
 
-impl LastEpoch {
-    /// Finds it.
-    ///
-    /// # Errors
-    /// When the folder is no run, nothing is committed yet, or what was committed last is damaged.
-    pub fn of(run: &RunFolder) -> Result<Self, Failure> {
-        check_run(run)?;
-        let record: RunRecord = read_record(&run.run_json())?;
-        // An epoch counts from its commit on, which a coordinator that died may not have noted in run.json.
-        let committed = |epoch: &EpochId| run.epoch(*epoch).epoch_json().is_file();
-        let newest = run.epoch_ids()?.into_iter().rev().find(committed);
-        let counted = EpochId(record.epochs_done).previous();
-        let Some(epoch) = newest.max(counted) else {
-            return Err(Failure::usage(format!("{} has no committed epoch yet", run.path().display())));
-        };
-        let folder = run.epoch(epoch);
-        let manifest = read_record(&folder.epoch_json()).map_err(damaged)?;
-        Ok(Self { folder: folder.path().to_owned(), manifest })
+/// The epoch of a number; without one, the last.
+///
+/// # Errors
+/// As [`last_epoch`]; when the volume does not have that epoch.
+pub fn chosen_epoch(run: &RunFolder, number: Option<u32>) -> Result<CommittedEpoch, Failure> {
+    let Some(number) = number else { return last_epoch(run) };
+    check_run(run)?;
+    if !run.epoch(EpochId(number)).epoch_json().is_file() {
+        let kept = run.epoch_ids()?.iter().map(EpochId::to_string).collect::<Vec<_>>().join(", ");
+        let why = format!("--epoch {number} is not on the volume, which has {kept}; `train --keep-epochs` says how many stay");
+        return Err(Failure::usage(why));
     }
+    Ok(CommittedEpoch::of(run, EpochId(number))?)
+}
 
-    /// The epoch of a number; without one, the last.
-    ///
-    /// # Errors
-    /// As [`LastEpoch::of`].
-    pub fn chosen(run: &RunFolder, number: Option<u32>) -> Result<Self, Failure> {
-        let Some(number) = number else { return Self::of(run) };
-        check_run(run)?;
-        Ok(Self { manifest: manifest_of(run, number)?, folder: run.epoch(EpochId(number)).path().to_owned() })
-    }
-
-    /// The epoch whose network computed the features that this one clustered; none before the first.
-    ///
-    /// # Errors
-    /// When it is not there any more, or damaged.
-    pub fn before(&self, run: &RunFolder) -> Result<Option<Self>, Failure> {
-        let Some(before) = EpochId(self.manifest.epoch).previous() else { return Ok(None) };
-        let folder = run.epoch(before);
-        if !folder.epoch_json().is_file() {
-            let (epoch, path) = (self.manifest.epoch, folder.epoch_json());
-            return Err(Failure::usage(format!(
-                "the clusters of epoch {epoch} belong to the network of the epoch before, and {} does not exist",
-                path.display()
-            )));
-        }
-        let manifest = read_record(&folder.epoch_json()).map_err(damaged)?;
-        Ok(Some(Self { folder: folder.path().to_owned(), manifest }))
-    }
-
-    /// A file of the epoch by its own name, after it was verified against the manifest.
-    ///
-    /// # Errors
-    /// When it is not what the manifest says.
-    pub fn verified(&self, name: &str) -> Result<PathBuf, Failure> {
-        let path = self.folder.join(name);
-        let promised = self.manifest.files.all().into_iter().find(|file| file.path.ends_with(&format!("/{name}")));
-        let found = publish::digest(&path).map_err(damaged)?;
-        if promised.is_some_and(|file| file.blake3 == found.blake3) {
-            Ok(path)
-        } else {
-            Err(damaged(VolumeError::corrupt(&path, "its checksum is not the recorded one")))
-        }
-    }
+/// The epoch whose network computed the features that another one clustered; none before the first.
+///
+/// # Errors
+/// When it is not there any more, or damaged.
+pub fn epoch_before(run: &RunFolder, epoch: &CommittedEpoch) -> Result<Option<CommittedEpoch>, Failure> {
+    epoch.before(run).map_err(|error| {
+        let number = epoch.epoch.0;
+        Failure::usage(format!("the clusters of epoch {number} belong to the network of the epoch before: {error}"))
+    })
 }
 
 fn check_run(run: &RunFolder) -> Result<(), Failure> {
-    match run.run_json().is_file() || run.events_jsonl().is_file() {
+    match run.is_there() {
         true => Ok(()),
         false => Err(Failure::usage(format!("{} is not the folder of a run", run.path().display()))),
     }
-}
-
-fn damaged(error: VolumeError) -> Failure {
-    Failure::usage(format!("{error}; `deepcluster resume` makes a damaged epoch anew"))
 }
 
 /// Writes path, cluster and distance of every image to standard output.
@@ -98,7 +59,7 @@ fn damaged(error: VolumeError) -> Failure {
 /// When the run cannot be read or the output is closed.
 pub fn labels(run: &Path, as_json: bool) -> Result<(), Failure> {
     let run = RunFolder::at(run);
-    let last = LastEpoch::of(&run)?;
+    let last = last_epoch(&run)?;
     let record: RunRecord = read_record(&run.run_json())?;
     let (images, labels) = images_and_labels(&run, &record, &last)?;
     let (_, distances) = npy::read_f32(&last.verified("distances.npy")?)?;
@@ -114,7 +75,11 @@ pub fn labels(run: &Path, as_json: bool) -> Result<(), Failure> {
 ///
 /// # Errors
 /// When they are not what their records say, or not as many.
-pub fn images_and_labels(run: &RunFolder, record: &RunRecord, epoch: &LastEpoch) -> Result<(Vec<ImageEntry>, Vec<i32>), Failure> {
+pub fn images_and_labels(
+    run: &RunFolder,
+    record: &RunRecord,
+    epoch: &CommittedEpoch,
+) -> Result<(Vec<ImageEntry>, Vec<i32>), Failure> {
     let images = image_list::read_known(&run.images_csv(), &record.resolved.images_csv)?;
     let labels = npy::read_i32(&epoch.verified("labels.npy")?)?;
     match images.len() == labels.len() {

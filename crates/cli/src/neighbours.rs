@@ -7,12 +7,12 @@ use crate::assign::volume_and_run;
 use crate::eval::site::Site;
 use crate::eval::subject::Subject;
 use crate::failure::{Failure, say};
-use crate::local::{LastEpoch, images_and_labels};
+use crate::local::{epoch_before, images_and_labels, last_epoch};
 use deepcluster_domain::{RunId, RunSpec};
 use deepcluster_images::find::describe;
 use deepcluster_proto::network_of;
 use deepcluster_proto::v1::{FeatureDtype, File, Progress, SearchRequest};
-use deepcluster_service::requests::{file_to_wire, record_of};
+use deepcluster_service::requests::file_to_wire;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::publish::FileRecord;
 use deepcluster_volume::records::{RunRecord, read_record};
@@ -24,9 +24,6 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-
-/// Most features that the clusterer finds for a query.
-const MOST: usize = 100_000;
 
 /// Whose neighbours are wanted.
 #[derive(clap::Args)]
@@ -54,6 +51,8 @@ struct Sought {
     whiten: FileRecord,
     /// Features of its images, whitened.
     whitened: FileRecord,
+    /// Negative for images that take no part.
+    labels: FileRecord,
 }
 
 /// What was found for one image: rows of the run's images with their cosines, or why it could not be read.
@@ -85,7 +84,7 @@ impl NeighboursArgs {
     }
 
     fn sought(&self) -> Result<Sought, Failure> {
-        let last = LastEpoch::of(&RunFolder::at(&self.run_dir))?;
+        let last = last_epoch(&RunFolder::at(&self.run_dir))?;
         let Some(whitened) = last.manifest.files.whitened.clone() else {
             let (run, epoch) = (self.run_dir.display(), last.manifest.epoch);
             return Err(Failure::usage(format!(
@@ -101,12 +100,13 @@ impl NeighboursArgs {
         let record: RunRecord = read_record(&run.run_json())?;
         let (images, _) = images_and_labels(&run, &record, &last)?;
         let spec = RunSpec::try_from(record.spec).map_err(|error| Failure::usage(error.to_string()))?;
-        let before = last.before(&run)?;
-        let checkpoint = before.as_ref().map(|before| file_to_wire(&before.manifest.files.checkpoint));
-        let network = network_of(&spec, checkpoint);
+        let before = epoch_before(&run, &last)?;
+        let checkpoint = before.as_ref().map(|before| &before.manifest.files.checkpoint);
+        let network = network_of(&spec, checkpoint.or(record.resolved.init.as_ref()).map(file_to_wire));
         let epoch = before.map(|before| before.manifest.epoch);
         let subject = Subject { volume, run_id, run, spec, epoch, network };
-        Ok(Sought { subject, images, whiten: last.manifest.files.whiten, whitened })
+        let (whiten, labels) = (last.manifest.files.whiten, last.manifest.files.labels);
+        Ok(Sought { subject, images, whiten, whitened, labels })
     }
 
     fn print(&self, images: &[ImageEntry], found: &[Found]) -> Result<(), Failure> {
@@ -153,26 +153,22 @@ fn print_json(query: &Path, images: &[ImageEntry], found: &Found) -> Result<(), 
 impl Sought {
     async fn search(&self, site: &Site<'_>, queries: Vec<ImageEntry>, n: usize) -> Result<Vec<Found>, Failure> {
         let (files, unread, n_queries) = self.extract(site, queries).await?;
-        // Rows of zeros are more similar than what points the other way, and would be found.
-        let n_skipped = self.images.iter().filter(|image| image.skipped.is_some()).count();
         let request = SearchRequest {
             features: vec![file_to_wire(&self.whitened)],
             queries: files,
-            neighbours: n.saturating_add(n_skipped).min(MOST) as u32,
+            neighbours: n as u32,
             whiten: Some(file_to_wire(&self.whiten)),
             whitened: true,
+            // Rows of skipped images are zeros, which are more similar than what points the other way.
+            mask: Some(file_to_wire(&self.labels)),
             output: self.subject.volume.relative(&site.folder)?,
             device: self.subject.spec.device.to_string(),
             ..SearchRequest::default()
         };
         let mut told = |progress: &Progress| site.told(&progress.phase, progress.done, progress.total, 0.0);
         let result = site.calls.search(&request, &mut told).await?;
-        let path = |field, file: Option<&File>| {
-            let record = record_of(field, file).map_err(|error| Failure::other(error.to_string()))?;
-            Ok::<_, Failure>(self.subject.volume.verified(&record)?)
-        };
-        let ([_, width], rows) = npy::read_i32_matrix(&path("neighbours", result.neighbours.as_ref())?)?;
-        let (_, similarities) = npy::read_f32(&path("similarities", result.similarities.as_ref())?)?;
+        let ([_, width], rows) = npy::read_i32_matrix(&site.verified("neighbours", result.neighbours.as_ref())?)?;
+        let (_, similarities) = npy::read_f32(&site.verified("similarities", result.similarities.as_ref())?)?;
         let width = width.max(1);
         let lists = rows.chunks(width).zip(similarities.chunks(width)).zip(0_u64..);
         let found: Vec<Found> = lists

@@ -4,7 +4,7 @@
 //! a command that was killed, and may be removed.
 
 use crate::failure::{Failure, say};
-use crate::local::{LastEpoch, images_and_labels};
+use crate::local::{chosen_epoch, images_and_labels};
 use deepcluster_images::find::check_there;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::layout::resolve_below;
@@ -71,7 +71,7 @@ impl SortArgs {
     /// When the run cannot be read, the images are not there, or the folder is in use or cannot be written.
     pub fn run(&self) -> Result<(), Failure> {
         let run = RunFolder::at(&self.run_dir);
-        let epoch = LastEpoch::chosen(&run, self.epoch)?;
+        let epoch = chosen_epoch(&run, self.epoch)?;
         let record: RunRecord = read_record(&run.run_json())?;
         let (images, labels) = images_and_labels(&run, &record, &epoch)?;
         let root = self.images.clone().unwrap_or_else(|| Path::new("/").join(&record.spec.images));

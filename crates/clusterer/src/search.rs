@@ -5,15 +5,18 @@ use deepcluster_clustering::search::{Searched, queries, search as find};
 use deepcluster_clustering::{ClusteringError, Features, Whitening};
 use deepcluster_domain::{EpochId, Seeds};
 use deepcluster_proto::FieldError;
-use deepcluster_proto::v1::{SearchRequest, SearchResult};
+use deepcluster_proto::v1::{File, SearchRequest, SearchResult};
 use deepcluster_service::JobContext;
 use deepcluster_service::requests::{self, volume_status};
 use deepcluster_volume::Volume;
 use deepcluster_volume::npy;
 use tonic::Status;
 
-/// Queries that are in memory at a time, in values.
+/// Queries that are in memory at a time, in values, with what is found for them.
 const QUERIES: usize = 1 << 26;
+
+/// Most neighbours of all queries together.
+const MOST_FOUND: u64 = 1 << 31;
 
 /// Finds the most similar features of each query and publishes them.
 pub(crate) fn search(volume: &Volume, request: &SearchRequest, context: &JobContext) -> Result<SearchResult, Status> {
@@ -24,7 +27,11 @@ pub(crate) fn search(volume: &Volume, request: &SearchRequest, context: &JobCont
     if request.whitened && request.whiten.is_none() {
         return Err(FieldError::new("whiten", "is missing").into());
     }
-    let features = open(volume, &request.features, None)?;
+    if request.mask.is_some() && request.queries.is_empty() {
+        return Err(FieldError::new("queries", "are missing: rows that take no part cannot be searched for").into());
+    }
+    let kept = request.mask.as_ref().map(|file| kept_rows(volume, file)).transpose()?;
+    let features = open(volume, &request.features, kept)?;
     let asked = match request.queries.as_slice() {
         [] => None,
         queries => Some(open(volume, queries, None)?),
@@ -47,7 +54,13 @@ pub(crate) fn search(volume: &Volume, request: &SearchRequest, context: &JobCont
     // Whitened rows are searched for as they are.
     let by = whitening.as_ref().filter(|_| asked.is_some() || !request.whitened);
     let (mut neighbours, mut similarities, mut n) = (Vec::new(), Vec::new(), 0);
-    let each = (QUERIES / wanted.width().max(1)).max(1);
+    let n_found = wanted.n_rows() as u64 * u64::from(request.neighbours).min(features.n_rows() as u64);
+    if n_found > MOST_FOUND {
+        let why = format!("{} of each of {} queries are more than {MOST_FOUND} in all", request.neighbours, wanted.n_rows());
+        return Err(FieldError::new("neighbours", why).into());
+    }
+    // What is found takes four values for each neighbour of a block and of the best so far.
+    let each = (QUERIES / (wanted.width() + 8 * request.neighbours as usize).max(1)).max(1);
     for first in (0..wanted.n_rows()).step_by(each) {
         let part = first..wanted.n_rows().min(first + each);
         let rows = queries(wanted, by, part.clone()).map_err(failed)?;
@@ -67,6 +80,13 @@ pub(crate) fn search(volume: &Volume, request: &SearchRequest, context: &JobCont
             output.publish("similarities.npy", |path| npy::publish_f32(path, &shape, &similarities).map_err(published))?,
         ),
     })
+}
+
+/// Which rows take part.
+fn kept_rows(volume: &Volume, mask: &File) -> Result<Vec<bool>, Status> {
+    let path = requests::verified(volume, "mask", Some(mask))?;
+    let mask = npy::read_i32(&path).map_err(|error| volume_status(&error))?;
+    Ok(mask.into_iter().map(|number| number >= 0).collect())
 }
 
 /// The whitening that a request wants, if any.

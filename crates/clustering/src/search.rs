@@ -34,7 +34,7 @@ pub fn search(
         return Err(ClusteringError::Unusable(format!("the queries are no rows of {dims} values")));
     }
     let n = n.min(searched.n() - usize::from(own.is_some() && searched.n() > 1));
-    let mut best = Best { n, lists: vec![Vec::with_capacity(n + 1); queries.len() / dims] };
+    let mut best = Best { n, lists: vec![Vec::new(); queries.len() / dims] };
     let mut index = FlatIndexImpl::new_ip(dims as u32)?;
     searched.for_each_block(|rows, block| {
         index.reset()?;
@@ -47,10 +47,11 @@ pub fn search(
             for (label, similarity) in labels.iter().zip(similarities) {
                 let Some(row) = label.get().and_then(|at| rows.get(at as usize)) else { continue };
                 if own.is_none_or(|own| own[query] != *row) {
-                    best.offer(query, *row, *similarity);
+                    best.lists[query].push((*similarity, *row));
                 }
             }
         }
+        best.keep_best();
         progress("search", rows.last().map_or(0, |row| *row as u64 + 1), total)
     })?;
     Ok(best.found())
@@ -131,11 +132,9 @@ struct Best {
 
 impl Best {
     /// Equal similarities go by the smaller row.
-    fn offer(&mut self, query: usize, row: usize, similarity: f32) {
-        let list = &mut self.lists[query];
-        let place = list.partition_point(|(other, before)| *other > similarity || (*other == similarity && *before < row));
-        if place < self.n {
-            list.insert(place, (similarity, row));
+    fn keep_best(&mut self) {
+        for list in &mut self.lists {
+            list.sort_unstable_by(|(a, row), (b, other)| b.total_cmp(a).then(row.cmp(other)));
             list.truncate(self.n);
         }
     }

@@ -77,7 +77,11 @@ impl Runs {
         let (csv, checksum) = image_list::to_csv(&images).map_err(|error| failed(VolumeError::io(&list)(error)))?;
         publish::publish_bytes(&list, &csv).map_err(failed)?;
         resolved.images_csv.push(checksum);
-        resolved.init = init.map(|init| init.publish(volume, &volume.run(&id))).transpose().map_err(failed)?;
+        let init = init.map(|init| init.publish(volume, &volume.run(&id))).transpose();
+        resolved.init = init.map_err(|error| {
+            let _ = publish::remove(volume.run(&id).path());
+            failed(error)
+        })?;
         let record = RunRecord {
             version: VERSION,
             run_id: id.to_string(),

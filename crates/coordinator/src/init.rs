@@ -30,7 +30,7 @@ impl Init {
         let file = TensorsFile::open(&path).map_err(|error| FieldError::new("init", error))?;
         let found: BTreeMap<String, Described> =
             file.tensors().map(|tensor| (tensor.name.replace(WRAPPER, ""), tensor.clone())).collect();
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut values) = (BTreeMap::new(), Vec::new());
         for weight in Plan::new(spec.architecture, spec.image_size, spec.sobel).weights() {
             let (arch, name) = (spec.architecture, &weight.name);
             let tensor = found.get(name).ok_or_else(|| wrong(format!("has no tensor {name}, which {arch} needs")))?;
@@ -46,6 +46,10 @@ impl Init {
             if ElementKind::of(tensor).is_none() {
                 return Err(wrong(format!("{name} is of {:?}, not of f32, f16, bf16 or f64", tensor.dtype)));
             }
+            file.read_as_f32(&tensor.name, &mut values).map_err(|error| FieldError::new("init", error))?;
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(wrong(format!("{name} has values that are not finite")));
+            }
             tensors.insert(name.clone(), (tensor.name.clone(), shape));
         }
         Ok(Some(Self { file, tensors }))
@@ -59,9 +63,6 @@ impl Init {
         let digest = tensors::publish(&path, self.tensors.iter().map(described).collect(), |name, out| {
             let (theirs, _) = &self.tensors[name];
             self.file.read_as_f32(theirs, &mut values)?;
-            if !values.iter().all(|value| value.is_finite()) {
-                return Err(VolumeError::corrupt(&path, format!("{name} has values that are not finite")));
-            }
             out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             Ok(())
         })?;

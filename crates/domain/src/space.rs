@@ -28,9 +28,8 @@ impl SpaceNeeded {
     /// Of a spec, once the number of images and of clusters is known.
     pub fn of(spec: &RunSpec, n_images: usize, k: u32) -> Self {
         let n = n_images as u64;
-        // How many clusters power iteration finds is not known before: on the graph of five neighbours they have five images on
-        // average, or more.
-        let k = if spec.clustering == Clustering::Pic { n / 5 } else { u64::from(k) };
+        // How many clusters power iteration finds is not known before; none of them has one image alone that has a neighbour.
+        let k = if spec.clustering == Clustering::Pic { n / 2 } else { u64::from(k) };
         let width = u64::from(embedding_width(spec.architecture));
         let dims = u64::from(spec.pca).min(width);
         let feature_bytes = match spec.feature_dtype {

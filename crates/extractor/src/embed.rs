@@ -90,8 +90,10 @@ impl Embedder {
             return Err(retry_later(Code::ResourceExhausted, "too many batches of images wait for this extractor", AGAIN));
         };
         let (place, decoders) = (Arc::clone(&self.place), Arc::clone(&self.decoders));
-        let decoded = tokio::task::spawn_blocking(move || decode(&place, &decoders, request));
-        let batch = decoded.await.map_err(|error| Status::internal(error.to_string()))??;
+        // Whoever goes away does not stop the decoding, which keeps its turn until it is done.
+        let decoded = tokio::task::spawn_blocking(move || (decode(&place, &decoders, request), turn));
+        let (batch, turn) = decoded.await.map_err(|error| Status::internal(error.to_string()))?;
+        let batch = batch?;
         let (answer, outcome) = oneshot::channel();
         let ended = || Status::internal("the thread that embeds images has ended");
         self.work.send(Work { batch, answer, _turn: turn }).map_err(|_| ended())?;

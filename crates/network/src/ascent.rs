@@ -1,8 +1,8 @@
 //! Pictures of what filters respond to, by gradient ascent on the pixels (paper, section 4.2; Yosinski, Clune, Nguyen, Fuchs,
 //! Lipson 2015).
 //!
-//! A picture begins as faint noise on grey. Each step goes up the gradient of the filter's mean activation, and then a little
-//! back towards grey (L2 decay). Every few steps the picture is blurred: what a convnet responds to most would otherwise be
+//! A picture begins as faint noise on grey. Each step goes up the gradient of the mean of what stands before the
+//! filter's rectifier, leaky, since noise excites no filter, and then a little back towards grey (L2 decay). Every few steps the picture is blurred: what a convnet responds to most would otherwise be
 //! high frequencies that no photograph has.
 
 use crate::forward::Mode;

@@ -102,7 +102,7 @@ impl Probes {
         let activations = self.network.activations(pixels, &self.taps)?;
         let device = self.network.runtime.device;
         let classes = Tensor::f_from_slice(classes)?.f_to(device)?;
-        let ProbeOptions { n_classes, values, standardise, learning_rate, momentum, weight_decay } = self.options;
+        let ProbeOptions { values, standardise, learning_rate, momentum, weight_decay, .. } = self.options;
         let rate = learning_rate / (1.0 + learning_rate * weight_decay * step as f64).sqrt();
         let mut losses = Vec::with_capacity(self.heads.len());
         for ((tap, head), activations) in self.taps.iter().zip(&mut self.heads).zip(activations) {
@@ -116,8 +116,9 @@ impl Probes {
             let own = log_probabilities.f_gather(1, &classes.f_view([-1, 1])?, false)?;
             losses.push(-own.f_mean(Kind::Float)?.f_double_value(&[])?);
             // The gradient of the mean cross-entropy by the logits: (p − one-hot) / n.
-            let one_hot = classes.f_one_hot(i64::from(n_classes))?.f_totype(Kind::Float)?;
-            let gradient = log_probabilities.f_exp()?.f_sub(&one_hot)?.f_div_scalar(x.size()[0])?;
+            let rows = classes.f_view([-1, 1])?;
+            let minus_one = Tensor::f_full(rows.size(), -1.0, (Kind::Float, device))?;
+            let gradient = log_probabilities.f_exp()?.f_scatter_add(1, &rows, &minus_one)?.f_div_scalar(x.size()[0])?;
             let by_weight = gradient.f_transpose(0, 1)?.f_matmul(&x)?;
             let by_bias = gradient.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Float)?;
             for (leaf, gradient) in [("weight", by_weight), ("bias", by_bias)] {

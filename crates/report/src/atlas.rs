@@ -99,7 +99,7 @@ pub struct Ancestor {
 /// it is shown grey.
 pub fn atlas(run: &RunFolder, images_root: &Path, options: AtlasOptions) -> Result<Vec<Card>, ReportError> {
     let clustered = Clustered::read(run)?;
-    let lineages = Lineages::read(run, clustered.last.epoch)?;
+    let lineages = Lineages::read(run, &clustered.last);
     cards(&clustered, &lineages, images_root, options)
 }
 

@@ -1,7 +1,7 @@
 //! The filters of the first layer as a picture.
 
 use crate::error::ReportError;
-use crate::last::LastEpoch;
+use deepcluster_volume::committed::CommittedEpoch;
 use deepcluster_volume::tensors::TensorsFile;
 use image::{ImageFormat, Rgba, RgbaImage};
 use safetensors::tensor::Dtype;
@@ -33,7 +33,7 @@ pub(crate) struct Grid {
 
 impl Filters {
     /// Those of the last epoch's network; none when its checkpoint has no layer of a known name.
-    pub(crate) fn read(last: &LastEpoch) -> Result<Option<Self>, ReportError> {
+    pub(crate) fn read(last: &CommittedEpoch) -> Result<Option<Self>, ReportError> {
         let file = TensorsFile::open(&last.verified("checkpoint.safetensors")?)?;
         let Some(found) = NAMES.into_iter().find_map(|name| file.find(name)) else { return Ok(None) };
         let [n, channels, height, width] = found.shape[..] else { return Ok(None) };
@@ -106,7 +106,7 @@ mod tests {
     fn filters_of_two_edges_are_two_tiles_in_their_own_range() {
         let folder = tempfile::tempdir().unwrap();
         let made = made_up_run(folder.path());
-        let filters = Filters::read(&LastEpoch::of(&made.run).unwrap()).unwrap().unwrap();
+        let filters = Filters::read(&crate::last::last_epoch(&made.run).unwrap()).unwrap().unwrap();
         assert_eq!((filters.n, filters.channels), (6, 2));
         let grid = filters.grid().unwrap();
         let shown = image::load_from_memory(&grid.png).unwrap().into_rgba8();

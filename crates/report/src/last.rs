@@ -1,57 +1,23 @@
 //! The last committed epoch: which it is, its files once they were found to be what its manifest says, its clusters.
 
 use crate::error::ReportError;
-use deepcluster_domain::EpochId;
+use deepcluster_volume::committed::CommittedEpoch;
 use deepcluster_volume::image_list::{self, ImageEntry};
-use deepcluster_volume::records::{EpochManifest, RunRecord, read_record};
-use deepcluster_volume::{EpochFolder, RunFolder, VolumeError, npy, publish};
-use std::path::PathBuf;
+use deepcluster_volume::records::{RunRecord, read_record};
+use deepcluster_volume::{RunFolder, VolumeError, npy};
 
 /// The last committed epoch of a run folder.
-pub(crate) struct LastEpoch {
-    /// The run's record.
-    pub(crate) record: RunRecord,
-    /// Its number.
-    pub(crate) epoch: EpochId,
-    folder: EpochFolder,
-    manifest: EpochManifest,
-}
-
-impl LastEpoch {
-    /// Finds it.
-    pub(crate) fn of(run: &RunFolder) -> Result<Self, ReportError> {
-        if !run.run_json().is_file() && !run.events_jsonl().is_file() {
-            return Err(ReportError::NotARun(run.path().to_owned()));
-        }
-        let record: RunRecord = read_record(&run.run_json())?;
-        // An epoch counts from its commit on, which a coordinator that died may not have noted in run.json.
-        let committed = |epoch: &EpochId| run.epoch(*epoch).epoch_json().is_file();
-        let newest = run.epoch_ids()?.into_iter().rev().find(committed);
-        let counted = EpochId(record.epochs_done).previous();
-        let Some(epoch) = newest.max(counted) else {
-            return Err(ReportError::NothingYet(run.path().to_owned()));
-        };
-        let folder = run.epoch(epoch);
-        let manifest = read_record(&folder.epoch_json())?;
-        Ok(Self { record, epoch, folder, manifest })
+pub(crate) fn last_epoch(run: &RunFolder) -> Result<CommittedEpoch, ReportError> {
+    if !run.is_there() {
+        return Err(ReportError::NotARun(run.path().to_owned()));
     }
-
-    /// The place of a file of the epoch, given by its own name, after it was verified against the manifest.
-    pub(crate) fn verified(&self, name: &str) -> Result<PathBuf, VolumeError> {
-        let path = self.folder.path().join(name);
-        let promised = self.manifest.files.all().into_iter().find(|file| file.path.ends_with(&format!("/{name}")));
-        let found = publish::digest(&path)?;
-        match promised {
-            Some(file) if file.blake3 == found.blake3 && file.bytes == found.bytes => Ok(path),
-            _ => Err(VolumeError::corrupt(&path, "its checksum is not the recorded one; `deepcluster resume` makes it anew")),
-        }
-    }
+    CommittedEpoch::last(run)?.ok_or_else(|| ReportError::NothingYet(run.path().to_owned()))
 }
 
 /// Everything that is known of the clusters of an epoch.
 pub(crate) struct Clustered {
     /// Where it comes from.
-    pub(crate) last: LastEpoch,
+    pub(crate) last: CommittedEpoch,
     /// The images of the run, `[N]`.
     pub(crate) images: Vec<ImageEntry>,
     /// Squared distance of each image to its centroid, `[N]`; of no use for a skipped one.
@@ -80,8 +46,9 @@ impl Centroids {
 impl Clustered {
     /// Reads and verifies it.
     pub(crate) fn read(run: &RunFolder) -> Result<Self, ReportError> {
-        let last = LastEpoch::of(run)?;
-        let images = image_list::read_known(&run.images_csv(), &last.record.resolved.images_csv)?;
+        let last = last_epoch(run)?;
+        let record: RunRecord = read_record(&run.run_json())?;
+        let images = image_list::read_known(&run.images_csv(), &record.resolved.images_csv)?;
         let labels_path = last.verified("labels.npy")?;
         let labels = npy::read_i32(&labels_path)?;
         let distances_path = last.verified("distances.npy")?;
@@ -139,6 +106,7 @@ impl Clustered {
 mod tests {
     use super::*;
     use crate::testing::made_up_run;
+    use deepcluster_domain::EpochId;
 
     #[test]
     fn clusters_are_read_once_their_files_are_what_the_manifest_says() {
@@ -155,6 +123,6 @@ mod tests {
         npy::publish_i32(&labels, &[0; 12]).unwrap();
         let refused = Clustered::read(&made.run).err().unwrap().to_string();
         assert!(refused.contains("labels.npy") && refused.contains("checksum"), "{refused}");
-        assert!(matches!(LastEpoch::of(&RunFolder::at(folder.path())), Err(ReportError::NotARun(_))));
+        assert!(matches!(last_epoch(&RunFolder::at(folder.path())), Err(ReportError::NotARun(_))));
     }
 }

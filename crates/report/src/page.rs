@@ -69,7 +69,7 @@ pub fn report(run: &RunFolder, images_root: &Path) -> Result<String, ReportError
         }
         Some(clustered) => {
             let options = AtlasOptions::for_clusters(clustered.members.len());
-            let lineages = Lineages::read(run, clustered.last.epoch)?;
+            let lineages = Lineages::read(run, &clustered.last);
             let cards = atlas::cards(clustered, &lineages, images_root, options)?;
             sections.push(Section::new("map", "Map", map_html(&cards, clustered)));
             sections.push(Section::new("filters", "First layer", filters_html(clustered)?));

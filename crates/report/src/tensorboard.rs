@@ -24,6 +24,9 @@ const FAR: usize = 4;
 /// Side of an image in an event file, in pixels.
 const SIDE: u32 = 64;
 
+/// Most centroids in the projector: the largest clusters.
+const MOST_POINTS: usize = 10_000;
+
 /// Largest side of a thumbnail in the projector, in pixels.
 const SPRITE_SIDE: u32 = 48;
 
@@ -71,7 +74,7 @@ pub fn event_file(
         let sizes: Vec<f64> = clustered.members.iter().map(|members| members.len() as f64).collect();
         file.histogram("clusters/size", step, wall_time, &sizes);
         let options = AtlasOptions { nearest: NEAREST, far: FAR, thumb: SIDE, first: 0, most: SHOWN };
-        let lineages = Lineages::read(run, clustered.last.epoch)?;
+        let lineages = Lineages::read(run, &clustered.last);
         for card in cards(&clustered, &lineages, images_root, options)? {
             let groups = [thumbs::squares(&card.nearest), thumbs::squares(&card.far)];
             if let Some(strip) = strip(&groups, (NEAREST + FAR) as u32) {
@@ -89,8 +92,8 @@ pub fn event_file(
 /// When a file of the epoch is not what its manifest says.
 pub fn projection(run: &RunFolder, images_root: &Path) -> Result<Option<Vec<NamedFile>>, ReportError> {
     let clustered = Clustered::read(run)?;
-    let lineages = Lineages::read(run, clustered.last.epoch)?;
-    let n = clustered.by_size().len();
+    let lineages = Lineages::read(run, &clustered.last);
+    let n = clustered.by_size().len().min(MOST_POINTS);
     let side = SPRITE_SIDE.min(Sprite::largest_side(n));
     if n == 0 || clustered.centroids.width < 2 || side == 0 {
         return Ok(None);

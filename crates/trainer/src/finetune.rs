@@ -135,6 +135,9 @@ pub(crate) fn finetune(
     Ok(FinetuneResult { trained: Some(file_to_wire(&record)), loss, n_images, skipped })
 }
 
+/// Most scores of a request, which are in memory together.
+const MOST_SCORES: u64 = 1 << 28;
+
 /// Scores images for each class and publishes the scores.
 pub(crate) fn predict(place: &Place, request: &PredictRequest, context: &JobContext) -> Result<PredictResult, Status> {
     let spec = requests::network_spec(request.network.as_ref(), request.seed)?;
@@ -158,6 +161,10 @@ pub(crate) fn predict(place: &Place, request: &PredictRequest, context: &JobCont
     };
     let n_classes = classifier.n_classes as usize;
     let n_images = images.pictures.entries.len();
+    if n_images as u64 * n_classes as u64 > MOST_SCORES {
+        let why = format!("{n_classes} for each of {n_images} images are more than {MOST_SCORES} scores");
+        return Err(FieldError::new("classifier.n_classes", why).into());
+    }
     let mut scores = vec![0.0_f32; n_images * n_classes];
     let mut unread = BTreeMap::new();
     let mut n_seen = 0;

@@ -23,6 +23,9 @@ use std::sync::Arc;
 use tonic::Status;
 use tracing::info;
 
+/// Most weights of all probes together; beside them lies their momentum.
+const MOST_NUMBERS: u64 = 1 << 30;
+
 /// Views of one image with ten crops.
 pub(crate) const TEN: usize = 10;
 
@@ -215,6 +218,11 @@ fn options(probes: Option<&v1::Probes>) -> Result<(&[String], ProbeOptions), Sta
     in_range("probes.n_classes", u64::from(probes.n_classes), 2, 1_000_000)?;
     in_range("probes.layers", probes.layers.len() as u64, 1, 100)?;
     in_range("probes.values", u64::from(probes.values), 1, 1_000_000)?;
+    let numbers = u64::from(probes.n_classes) * u64::from(probes.values) * probes.layers.len() as u64;
+    if numbers > MOST_NUMBERS {
+        let why = format!("makes {numbers} weights with values and layers, more than {MOST_NUMBERS}");
+        return Err(FieldError::new("probes.n_classes", why).into());
+    }
     let rules = [
         ("probes.learning_rate", probes.learning_rate.is_finite() && probes.learning_rate > 0.0),
         ("probes.momentum", (0.0..1.0).contains(&probes.momentum)),

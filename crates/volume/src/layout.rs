@@ -157,6 +157,11 @@ impl RunFolder {
         &self.path
     }
 
+    /// Whether a run lies here.
+    pub fn is_there(&self) -> bool {
+        self.run_json().is_file() || self.events_jsonl().is_file()
+    }
+
     /// The spec and state.
     pub fn run_json(&self) -> PathBuf {
         self.path.join("run.json")

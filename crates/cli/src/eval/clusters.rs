@@ -1,17 +1,18 @@
 //! `eval clusters`: agreement of the clusters with true classes.
 
-use super::subject::manifest_of;
 use crate::failure::{Failure, say};
-use crate::local::LastEpoch;
+use crate::local::chosen_epoch;
 use deepcluster_domain::agreement::{ari, matched_accuracy, purity};
 use deepcluster_domain::scores::{ami, nmi, occupancy};
 use deepcluster_images::folder_classes;
-use deepcluster_volume::records::{EpochManifest, RunRecord, read_record};
+use deepcluster_volume::records::{RunRecord, read_record};
 use deepcluster_volume::{RunFolder, image_list, npy};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
+
+/// Most pairs of a cluster and a class for which the best matching is looked for.
+const MOST_PAIRS: usize = 50_000_000;
 
 /// Which clusters, and what is true.
 #[derive(clap::Args)]
@@ -36,11 +37,10 @@ impl ClustersArgs {
     /// When the run has no such epoch, or there are no classes.
     pub fn run(&self) -> Result<(), Failure> {
         let run = RunFolder::at(&self.run_dir);
-        let last = LastEpoch::of(&run)?;
-        let manifest = self.epoch.map_or(Ok(last.manifest.clone()), |epoch| manifest_of(&run, epoch))?;
+        let epoch = chosen_epoch(&run, self.epoch)?;
         let record: RunRecord = read_record(&run.run_json())?;
         let images = image_list::read_known(&run.images_csv(), &record.resolved.images_csv)?;
-        let labels = labels(&run, &manifest)?;
+        let labels = npy::read_i32(&epoch.verified("labels.npy")?)?;
         let classes = match &self.classes {
             Some(file) => self.listed_classes(file, &images)?,
             None => {
@@ -57,23 +57,24 @@ impl ClustersArgs {
         }
         let n_classes = classes.iter().filter(|class| **class >= 0).collect::<std::collections::BTreeSet<_>>().len();
         let occupancy = occupancy(&labels);
-        let (accuracy, _) = matched_accuracy(&labels, &classes);
+        // The matching takes 8 bytes for each pair, and so many steps for each class.
+        let accuracy = (occupancy.nonempty * n_classes <= MOST_PAIRS).then(|| matched_accuracy(&labels, &classes).0);
         let scores = [
             ("nmi", nmi(&labels, &classes)),
             ("ami", ami(&labels, &classes)),
             ("ari", ari(&labels, &classes)),
             ("purity", purity(&labels, &classes)),
-            ("accuracy", accuracy),
+            ("accuracy", accuracy.unwrap_or(f64::NAN)),
         ];
         if self.json {
             let mut line =
-                json!({"epoch": manifest.epoch, "images": scored, "classes": n_classes, "clusters": occupancy.nonempty});
+                json!({"epoch": epoch.epoch.0, "images": scored, "classes": n_classes, "clusters": occupancy.nonempty});
             if let Value::Object(object) = &mut line {
                 object.extend(scores.iter().map(|(name, score)| ((*name).to_owned(), json!(score))));
             }
             return say(line);
         }
-        let (epoch, clusters) = (manifest.epoch, occupancy.nonempty);
+        let (epoch, clusters) = (epoch.epoch.0, occupancy.nonempty);
         say(format!("epoch {epoch}: {scored} images in {clusters} clusters, {n_classes} classes"))?;
         let meaning = [
             "normalised mutual information",
@@ -83,42 +84,34 @@ impl ClustersArgs {
             "under the best matching of clusters to classes, one to one",
         ];
         for ((name, score), meaning) in scores.iter().zip(meaning) {
-            say(format!("{name:9} {score:.4}  {meaning}"))?;
+            match score.is_nan() {
+                true => say(format!("{name:9} {:6}  too many clusters and classes for the best matching", "-"))?,
+                false => say(format!("{name:9} {score:.4}  {meaning}"))?,
+            }
         }
         Ok(())
     }
 
     /// Classes of the images by a file's lines; -1 where it does not name one.
     fn listed_classes(&self, file: &PathBuf, images: &[image_list::ImageEntry]) -> Result<Vec<i32>, Failure> {
-        let text = fs::read_to_string(file).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
-        let mut by_path: BTreeMap<&str, &str> = BTreeMap::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let (path, class) = line
-                .rsplit_once(',')
-                .ok_or_else(|| Failure::usage(format!("{} line {}: '{line}' is not path,class", file.display(), number + 1)))?;
-            by_path.insert(path.trim_matches('"'), class.trim());
+        let failed = |error: csv::Error| Failure::usage(format!("{}: {error}", file.display()));
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_path(file).map_err(failed)?;
+        let mut by_path: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        for record in reader.byte_records() {
+            let record = record.map_err(failed)?;
+            let [path, class] = [0, 1].map(|column| record.get(column).unwrap_or_default().to_vec());
+            by_path.insert(path, class);
         }
-        let mut names: Vec<&str> = by_path.values().copied().collect();
+        // A line that names no image, as one with headings, makes no class.
+        let class_of = |image: &image_list::ImageEntry| by_path.get(&image.path);
+        let mut names: Vec<&Vec<u8>> = images.iter().filter_map(class_of).collect();
         names.sort_unstable();
         names.dedup();
-        let class = |image: &image_list::ImageEntry| {
-            let class = std::str::from_utf8(&image.path).ok().and_then(|path| by_path.get(path))?;
-            names.binary_search(class).ok().map(|number| number as i32)
-        };
-        let classes: Vec<i32> = images.iter().map(|image| class(image).unwrap_or(-1)).collect();
+        let number = |class: &Vec<u8>| names.binary_search(&class).ok().map(|number| number as i32);
+        let classes: Vec<i32> = images.iter().map(|image| class_of(image).and_then(number).unwrap_or(-1)).collect();
         match classes.iter().any(|class| *class >= 0) {
             true => Ok(classes),
             false => Err(Failure::usage(format!("{} names none of the run's images", file.display()))),
         }
     }
-}
-
-/// Labels of an epoch, verified.
-fn labels(run: &RunFolder, manifest: &EpochManifest) -> Result<Vec<i32>, Failure> {
-    let path = run.epoch(deepcluster_domain::EpochId(manifest.epoch)).labels();
-    let found = deepcluster_volume::publish::digest(&path)?;
-    if found.blake3 != manifest.files.labels.blake3 {
-        return Err(Failure::usage(format!("{}: its checksum is not the recorded one", path.display())));
-    }
-    Ok(npy::read_i32(&path)?)
 }

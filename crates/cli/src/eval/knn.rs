@@ -5,8 +5,7 @@ use super::site::Site;
 use super::subject::{Subject, SubjectArgs};
 use crate::failure::{Failure, say};
 use deepcluster_domain::ranking::knn_vote;
-use deepcluster_proto::v1::{ExtractRequest, Progress, SearchRequest};
-use deepcluster_service::requests::record_of;
+use deepcluster_proto::v1::{ExtractRequest, File, Progress, SearchRequest};
 use deepcluster_volume::npy;
 use serde_json::json;
 use std::path::PathBuf;
@@ -65,8 +64,8 @@ impl KnnArgs {
     }
 
     async fn evaluate(&self, subject: &Subject, site: &Site<'_>, layers: &[String]) -> Result<(), Failure> {
-        let train = site.classified("train", &self.train, None)?;
-        let test = site.classified("test", &self.test, Some(&train.names))?;
+        let mut train = site.classified("train", &self.train, None)?;
+        let mut test = site.classified("test", &self.test, Some(&train.names))?;
         let wanted: Vec<Option<&String>> = if layers.is_empty() { vec![None] } else { layers.iter().map(Some).collect() };
         for layer in wanted {
             let label = layer.map_or(EMBEDDING, String::as_str);
@@ -74,9 +73,21 @@ impl KnnArgs {
                 request.layer = layer.cloned().unwrap_or_default();
                 request.values = self.values;
             };
+            let mut sets = Vec::new();
+            for set in [&mut train, &mut test] {
+                let results = site.extracted(set, label, &change).await?;
+                // What cannot be read has no features: it neither votes nor is it asked about.
+                for image in results.iter().flat_map(|result| &result.skipped) {
+                    set.classes.get_mut(image.index as usize).into_iter().for_each(|class| *class = -1);
+                }
+                sets.push(results.into_iter().filter_map(|result| result.features).collect::<Vec<File>>());
+            }
+            let (queries, features) = (sets.pop().unwrap_or_default(), sets.pop().unwrap_or_default());
+            let used = [features.clone(), queries.clone()].concat();
             let request = SearchRequest {
-                features: site.extract(&train, label, &change).await?,
-                queries: site.extract(&test, label, &change).await?,
+                features,
+                queries,
+                mask: Some(site.classes(&train)?),
                 neighbours: self.k,
                 pca: self.pca.unwrap_or(0),
                 seed: subject.spec.seed,
@@ -86,12 +97,10 @@ impl KnnArgs {
             };
             let mut told = |progress: &Progress| site.told(&progress.phase, progress.done, progress.total, 0.0);
             let found = site.calls.search(&request, &mut told).await?;
-            let path = |field, file: Option<&_>| {
-                let record = record_of(field, file).map_err(|error| Failure::other(error.to_string()))?;
-                Ok::<_, Failure>(subject.volume.verified(&record)?)
-            };
-            let ([_, k], neighbours) = npy::read_i32_matrix(&path("neighbours", found.neighbours.as_ref())?)?;
-            let (_, similarities) = npy::read_f32(&path("similarities", found.similarities.as_ref())?)?;
+            let ([_, k], neighbours) = npy::read_i32_matrix(&site.verified("neighbours", found.neighbours.as_ref())?)?;
+            let (_, similarities) = npy::read_f32(&site.verified("similarities", found.similarities.as_ref())?)?;
+            // Features of a layer take much room.
+            site.remove(&used)?;
             let (hits, n) = self.hits(&train.classes, &test.classes, train.names.len(), k, (&neighbours, &similarities));
             self.print(subject, label, hits, n)?;
         }
@@ -103,7 +112,6 @@ impl KnnArgs {
         let rows = found.0.chunks_exact(k.max(1)).zip(found.1.chunks_exact(k.max(1)));
         let (mut hits, mut n) = (0, 0);
         for ((neighbours, similarities), class) in rows.zip(test).filter(|(_, class)| **class >= 0) {
-            // An image that could not be read has no features, and so no vote.
             let voters = neighbours.iter().zip(similarities);
             let voters = voters.filter_map(|(row, similarity)| Some((*train.get(*row as usize)?, *similarity)));
             let (classes, similarities): (Vec<i32>, Vec<f32>) = voters.filter(|(class, _)| *class >= 0).unzip();

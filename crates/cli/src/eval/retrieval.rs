@@ -15,7 +15,6 @@ use deepcluster_domain::ranking::{Relevance, average_precision};
 use deepcluster_images::find::describe;
 use deepcluster_images::{decode, find_images};
 use deepcluster_proto::v1::{ExtractRequest, File, Progress, SearchRequest};
-use deepcluster_service::requests::record_of;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::{npy, publish};
 use image::{ImageFormat, RgbImage, imageops};
@@ -118,7 +117,7 @@ impl RetrievalArgs {
             let one = site.listed(&format!("query-{number:05}"), root.clone(), vec![describe(&folder, &file)])?;
             asked.extend(site.extract(&one, layer, &wanted(side)).await?);
         }
-        let blank = blank_rows(subject, &features)?;
+        let blank = blank_rows(site, &features)?;
         let request = SearchRequest {
             features,
             queries: asked,
@@ -131,7 +130,7 @@ impl RetrievalArgs {
         };
         let mut told = |progress: &Progress| site.told(&progress.phase, progress.done, progress.total, 0.0);
         let found = site.calls.search(&request, &mut told).await?;
-        let ([_, n], ranked) = npy::read_i32_matrix(&verified(subject, "neighbours", found.neighbours.as_ref())?)?;
+        let ([_, n], ranked) = npy::read_i32_matrix(&site.verified("neighbours", found.neighbours.as_ref())?)?;
         let meaning = |query: &Query, row: &i32| {
             let row = *row as usize;
             // An image that turned out to be unreadable is as if it were not there.
@@ -201,16 +200,11 @@ fn cut(image: &RgbImage, [left, top, right, bottom]: [f64; 4]) -> Option<RgbImag
     (width > 0 && height > 0).then(|| imageops::crop_imm(image, x, y, width, height).to_image())
 }
 
-fn verified(subject: &Subject, field: &'static str, file: Option<&File>) -> Result<PathBuf, Failure> {
-    let record = record_of(field, file).map_err(|error| Failure::other(error.to_string()))?;
-    Ok(subject.volume.verified(&record)?)
-}
-
 /// Which rows of features are zero, as those of images are that could not be read.
-fn blank_rows(subject: &Subject, features: &[File]) -> Result<Vec<bool>, Failure> {
+fn blank_rows(site: &Site<'_>, features: &[File]) -> Result<Vec<bool>, Failure> {
     let mut blank = Vec::new();
     for file in features {
-        let (shape, values) = npy::read_f32(&verified(subject, "features", Some(file))?)?;
+        let (shape, values) = npy::read_f32(&site.verified("features", Some(file))?)?;
         let width = shape.get(1).copied().unwrap_or(1).max(1);
         blank.extend(values.chunks_exact(width).map(|row| row.iter().all(|value| *value == 0.0)));
     }

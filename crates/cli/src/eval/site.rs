@@ -10,7 +10,7 @@ use deepcluster_images::{class_names, find_images};
 use deepcluster_proto::v1::{
     CachedShard, ClassifiedImages, DigestsOfShard, ExtractRequest, ExtractResult, FeatureDtype, File, ImageList, Progress,
 };
-use deepcluster_service::requests::file_to_wire;
+use deepcluster_service::requests::{file_to_wire, record_of};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::{VolumeError, npy, publish};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -55,6 +55,7 @@ impl Subject {
         work: impl AsyncFnOnce(&Site<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let folder = self.run.path().join("eval").join(name);
+        sweep_dead(&self.run.path().join("eval"))?;
         publish::create_folder(&folder)?;
         let stack = Stack::workers(self.volume.root(), &ServicesArgs::ONE_EACH)?;
         let bar = (!json && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0));
@@ -63,12 +64,32 @@ impl Subject {
         if let Some(bar) = &site.bar {
             bar.finish_and_clear();
         }
-        // What was wrong with the question stays wrong: there is nothing to go on from.
-        if outcome.as_ref().is_err_and(|failure| failure.code == 2) {
+        // What was wrong with the question stays wrong, and a folder that has the name of this process is of no use to another.
+        let is_ours = process_of(name) == Some(std::process::id());
+        if outcome.as_ref().is_err_and(|failure| failure.code == 2 || is_ours) {
             site.clean()?;
         }
         outcome
     }
+}
+
+/// The process that an evaluation's folder is named after, if it is.
+fn process_of(name: &str) -> Option<u32> {
+    const NAMED: [&str; 4] = ["knn", "retrieval", "neighbours", "visualize"];
+    let (protocol, process) = name.rsplit_once('-')?;
+    process.parse().ok().filter(|_| NAMED.contains(&protocol))
+}
+
+/// Removes what evaluations have left that were killed.
+fn sweep_dead(folder: &Path) -> Result<(), Failure> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let process = entry.file_name().to_str().and_then(process_of);
+        if process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).is_dir()) {
+            publish::remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl Site<'_> {
@@ -163,9 +184,7 @@ impl Site<'_> {
     /// When a worker fails or the volume cannot be written.
     pub async fn prepared(&self, listed: &Listed) -> Result<ClassifiedImages, Failure> {
         let (volume, name) = (&self.subject.volume, &listed.name);
-        let path = self.folder.join(format!("{name}-classes.npy"));
-        let digest = npy::publish_i32(&path, &listed.classes)?;
-        let classes = Some(file_to_wire(&volume.record(&path, digest)?));
+        let classes = Some(self.classes(listed)?);
         let mut images = ClassifiedImages { images: Some(listed.list.clone()), classes, ..ClassifiedImages::default() };
         for number in 0..self.n_shards(listed) {
             let shard = ShardId(number);
@@ -216,6 +235,33 @@ impl Site<'_> {
             output: self.subject.volume.relative(&output)?,
             ..ExtractRequest::default()
         })
+    }
+
+    /// A file that a worker has made, verified.
+    ///
+    /// # Errors
+    /// When it is not what the worker says.
+    pub fn verified(&self, field: &'static str, file: Option<&File>) -> Result<PathBuf, Failure> {
+        let record = record_of(field, file).map_err(|error| Failure::other(error.to_string()))?;
+        Ok(self.subject.volume.verified(&record)?)
+    }
+
+    /// Removes files that are no longer needed.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn remove(&self, files: &[File]) -> Result<(), Failure> {
+        files.iter().try_for_each(|file| Ok(publish::remove(&self.subject.volume.resolve(&file.path)?)?))
+    }
+
+    /// The classes of a list as a file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn classes(&self, listed: &Listed) -> Result<File, Failure> {
+        let path = self.folder.join(format!("{}-classes.npy", listed.name));
+        let digest = npy::publish_i32(&path, &listed.classes)?;
+        Ok(file_to_wire(&self.subject.volume.record(&path, digest)?))
     }
 
     /// Shows how far the work is; in JSON mode nobody looks.

@@ -2,12 +2,12 @@
 
 use crate::assign::volume_and_run;
 use crate::failure::Failure;
-use crate::local::LastEpoch;
-use deepcluster_domain::{DeviceChoice, EpochId, Plan, Precision, RunSpec};
+use crate::local::chosen_epoch;
+use deepcluster_domain::{DeviceChoice, Plan, Precision, RunSpec};
 use deepcluster_proto::network_of;
 use deepcluster_proto::v1::{self, Network};
 use deepcluster_service::requests::file_to_wire;
-use deepcluster_volume::records::{EpochManifest, RunRecord, read_record};
+use deepcluster_volume::records::{RunRecord, read_record};
 use deepcluster_volume::{RunFolder, Volume};
 use std::path::PathBuf;
 
@@ -66,30 +66,12 @@ impl SubjectArgs {
         let record: RunRecord = read_record(&run.run_json())?;
         let spec = RunSpec::try_from(record.spec).map_err(|error| Failure::usage(error.to_string()))?;
         let spec = RunSpec { device: self.device, precision: self.precision, ..spec };
-        let manifest = match (self.random, self.epoch) {
-            (true, _) => None,
-            (false, None) => Some(LastEpoch::of(&run)?.manifest),
-            (false, Some(epoch)) => Some(manifest_of(&run, epoch)?),
-        };
-        let checkpoint: Option<v1::File> = manifest.as_ref().map(|manifest| file_to_wire(&manifest.files.checkpoint));
+        let epoch = if self.random { None } else { Some(chosen_epoch(&run, self.epoch)?) };
+        let checkpoint: Option<v1::File> = epoch.as_ref().map(|epoch| file_to_wire(&epoch.manifest.files.checkpoint));
         let first = record.resolved.init.as_ref().map(file_to_wire);
         let network = network_of(&spec, checkpoint.or(first));
-        Ok(Subject { volume, run_id, run, spec, epoch: manifest.map(|manifest| manifest.epoch), network })
+        Ok(Subject { volume, run_id, run, spec, epoch: epoch.map(|epoch| epoch.epoch.0), network })
     }
-}
-
-/// The manifest of an epoch.
-///
-/// # Errors
-/// When it is not there.
-pub fn manifest_of(run: &RunFolder, epoch: u32) -> Result<EpochManifest, Failure> {
-    let path = run.epoch(EpochId(epoch)).epoch_json();
-    if !path.is_file() {
-        let kept = run.epoch_ids()?.iter().map(EpochId::to_string).collect::<Vec<_>>().join(", ");
-        let why = format!("--epoch {epoch} is not on the volume, which has {kept}; `train --keep-epochs` says how many stay");
-        return Err(Failure::usage(why));
-    }
-    Ok(read_record(&path)?)
 }
 
 impl Subject {

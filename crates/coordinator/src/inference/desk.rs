@@ -147,6 +147,6 @@ impl Desk {
 
 /// The room that images take, in units.
 fn needed(images: &[InputImage]) -> u32 {
-    let units: usize = images.iter().map(|image| size_of_source(image) / UNIT + BESIDE).sum();
+    let units: usize = images.iter().map(|image| (size_of_source(image) + image.id.len()) / UNIT + BESIDE).sum();
     u32::try_from(units).unwrap_or(u32::MAX)
 }

@@ -21,6 +21,9 @@ const REMEMBERED: usize = 64;
 /// Most images of a batch, whatever the run's own batches are.
 const MOST_IMAGES: usize = 256;
 
+/// Most pixels of all views of a batch together, as extractors have it.
+const MOST_PIXELS: u64 = 1 << 28;
+
 /// What an extractor must be told to embed images by an epoch of a run.
 pub(crate) struct Model {
     pub(crate) run: RunId,
@@ -133,7 +136,7 @@ fn verified(volume: &Volume, run: &Run, epoch: EpochId, is_committed: bool) -> R
     Ok(Model {
         run: run.id.clone(),
         epoch,
-        batch: (spec.batch as usize).clamp(1, MOST_IMAGES),
+        batch: (spec.batch as usize).min((MOST_PIXELS / u64::from(spec.image_size).pow(2)) as usize).clamp(1, MOST_IMAGES),
         network: network_of(spec, checkpoint),
         seed: spec.seed,
         feature_dtype: v1::FeatureDtype::from(spec.feature_dtype),

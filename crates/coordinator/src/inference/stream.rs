@@ -10,8 +10,9 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::{Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
-/// Images of a stream that wait for answers at a time: enough for several batches.
-const WINDOW: usize = 1024;
+/// Images of a stream that wait for answers at a time: enough for a batch or two, and no more, since their answers stay in memory
+/// until the client reads them.
+const WINDOW: usize = 256;
 
 /// Follows a stream to its end: that of the client, its failure, or ours. `wrap` makes answers of an epoch.
 pub(crate) async fn follow<Q, M>(

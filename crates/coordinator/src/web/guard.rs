@@ -83,7 +83,7 @@ fn refusal(app: &App, request: &Request) -> Option<Response> {
     if OPEN.contains(&path) {
         return None;
     }
-    let offered = bearer(headers).map(str::to_owned).or_else(|| token_of_cookie(headers));
+    let offered = offered(headers);
     let why = app.tokens.permit(offered.as_deref(), !reads).err()?;
     refuse(&why.to_string());
     Some(match why {
@@ -95,6 +95,11 @@ fn refusal(app: &App, request: &Request) -> Option<Response> {
             Failure::new(StatusCode::FORBIDDEN, sentence).into_response()
         }
     })
+}
+
+/// The token that a request shows.
+pub(crate) fn offered(headers: &HeaderMap) -> Option<String> {
+    bearer(headers).map(str::to_owned).or_else(|| token_of_cookie(headers))
 }
 
 /// Whether no other site can have sent this. Programs that are no browsers say nothing of where they come from.

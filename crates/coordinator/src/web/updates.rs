@@ -2,10 +2,12 @@
 //! must be fetched anew ("refresh"), with a sentence for who listens. What has not changed is not sent.
 
 use super::glance::Glance;
+use super::guard::offered;
 use super::html::Failure;
 use super::{App, Shared};
 use crate::run::Run;
 use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -22,8 +24,8 @@ const OFTEN: Duration = Duration::from_secs(1);
 type Updates = Sse<axum::response::sse::KeepAliveStream<ReceiverStream<Result<Event, Infallible>>>>;
 
 /// GET /events: of the list of runs and the workers.
-pub(crate) async fn of_all(State(app): Shared, Query(query): Query<HashMap<String, String>>) -> Updates {
-    stream(app, None, query)
+pub(crate) async fn of_all(State(app): Shared, Query(query): Query<HashMap<String, String>>, headers: HeaderMap) -> Updates {
+    stream(app, None, query, offered(&headers))
 }
 
 /// GET /runs/{id}/events.
@@ -31,9 +33,10 @@ pub(crate) async fn of_run(
     State(app): Shared,
     Path(id): Path<String>,
     Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
 ) -> Result<Updates, Failure> {
     let run = app.runs.get(&id)?;
-    Ok(stream(app, Some(run), query))
+    Ok(stream(app, Some(run), query, offered(&headers)))
 }
 
 /// By what a page says how the runs were when it was made, which stands in "seen" when it asks for changes.
@@ -41,18 +44,27 @@ pub(crate) fn stamp(outline: &str) -> String {
     blake3::hash(outline.as_bytes()).to_hex().chars().take(16).collect()
 }
 
-fn stream(app: Arc<App>, run: Option<Arc<Run>>, query: HashMap<String, String>) -> Updates {
+fn stream(app: Arc<App>, run: Option<Arc<Run>>, query: HashMap<String, String>, token: Option<String>) -> Updates {
     let (sender, receiver) = mpsc::channel(4);
     let seen = query.get("seen").cloned().unwrap_or_default();
     tokio::spawn(async move {
         let shutdown = app.shutdown.clone();
         tokio::select! {
-            () = tell(app, run, seen, &sender) => {}
+            () = tell(Arc::clone(&app), run, seen, &sender) => {}
+            () = until_refused(&app, token) => {}
             () = sender.closed() => {}
             () = shutdown.cancelled() => {}
         }
     });
     Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default())
+}
+
+/// Waits until a token is no longer good: who showed it sees nothing more then.
+async fn until_refused(app: &App, token: Option<String>) {
+    let mut ticks = tokio::time::interval(OFTEN);
+    while app.tokens.permit(token.as_deref(), false).is_ok() {
+        ticks.tick().await;
+    }
 }
 
 /// Tells of changes until nobody listens.
