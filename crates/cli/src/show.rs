@@ -64,6 +64,9 @@ impl Show {
                 self.last_epoch = Some(value.clone());
                 epoch_line(&value)
             }
+            "run" if value["spec"]["clustering"] == "pic" => {
+                format!("{} images, {} unreadable; as many clusters as power iteration finds", value["images"], value["skipped"])
+            }
             "run" if value["k_given"] == "auto" => {
                 format!("{} images, {} unreadable; k = {} (auto)", value["images"], value["skipped"], value["k"])
             }

@@ -13,6 +13,9 @@ pub const EFFECTIVE_SHARE: f64 = 0.1;
 /// the loss of the epoch before.
 pub const GUESSING: f64 = 0.98;
 
+/// A loss that is so many times that of the epoch before, and of guessing, is not on its way down.
+pub const RISING: f64 = 1.1;
+
 /// Figures of one epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figures {
@@ -31,7 +34,7 @@ pub struct Figures {
 /// Something that should worry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Warning {
-    /// "stuck-loss" or "collapse".
+    /// "stuck-loss", "rising-loss" or "collapse".
     pub kind: &'static str,
     /// What is the matter, with the figures.
     pub message: String,
@@ -50,6 +53,13 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
             kind: "stuck-loss",
             message: format!("the loss was {last:.3} and is {:.3}, and guessing has ln k = {guess:.3}", figures.loss),
             remedy: "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)",
+        });
+    }
+    if let Some(last) = figures.last_loss.filter(|last| figures.loss > RISING * last && figures.loss > RISING * guess) {
+        warnings.push(Warning {
+            kind: "rising-loss",
+            message: format!("the loss has risen from {last:.3} to {:.3}, and guessing has ln k = {guess:.3}", figures.loss),
+            remedy: "lower --lr",
         });
     }
     if figures.largest_share > LARGEST_SHARE {
@@ -86,6 +96,7 @@ mod tests {
         assert_eq!(kinds(Figures { loss: 4.6, last_loss: None, ..HEALTHY }), [""; 0]);
         assert_eq!(kinds(Figures { loss: 4.6, last_loss: Some(4.6), ..HEALTHY }), ["stuck-loss"]);
         assert_eq!(kinds(Figures { loss: 6.0, last_loss: Some(7.5), ..HEALTHY }), [""; 0], "it falls");
+        assert_eq!(kinds(Figures { loss: 9.0, last_loss: Some(4.0), ..HEALTHY }), ["rising-loss"]);
         assert_eq!(kinds(Figures { largest_share: 0.6, ..HEALTHY }), ["collapse"]);
         let few = warnings(&Figures { effective_clusters: 9.9, ..HEALTHY });
         assert!(few[0].message.contains("9.9 effective clusters of 100"), "{}", few[0].message);

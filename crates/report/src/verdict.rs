@@ -83,7 +83,7 @@ fn current_warnings(view: &RunView) -> Vec<&Notice> {
 
 fn earlier_warnings(view: &RunView) -> Option<String> {
     let n = view.warnings.len() - current_warnings(view).len();
-    (n > 0).then(|| format!("{} of earlier epochs did not come back.", counted(n, "warning", "warnings")))
+    (n > 0).then(|| format!("{} in earlier epochs.", counted(n, "warning", "warnings")))
 }
 
 fn headline(view: &RunView, worries: &[Worry]) -> String {
@@ -263,10 +263,7 @@ mod tests {
         collapsed.warnings[0].epoch = 1;
         collapsed.scores[3].largest_share = 0.1;
         let found = verdict(&collapsed);
-        assert!(
-            found.healthy && found.reasons.contains(&"1 warning of earlier epochs did not come back.".to_owned()),
-            "{found:?}"
-        );
+        assert!(found.healthy && found.reasons.contains(&"1 warning in earlier epochs.".to_owned()), "{found:?}");
     }
 
     #[test]

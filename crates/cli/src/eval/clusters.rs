@@ -56,7 +56,10 @@ impl ClustersArgs {
             return Err(Failure::usage("no image has both a cluster and a class"));
         }
         let n_classes = classes.iter().filter(|class| **class >= 0).collect::<std::collections::BTreeSet<_>>().len();
-        let occupancy = occupancy(&labels);
+        let of_scored: Vec<i32> =
+            labels.iter().zip(&classes).map(|(label, class)| if *class >= 0 { *label } else { -1 }).collect();
+        let occupancy = occupancy(&of_scored);
+        let left_out = labels.iter().filter(|label| **label >= 0).count() - scored;
         // The matching takes 8 bytes for each pair, and so many steps for each class.
         let accuracy = (occupancy.nonempty * n_classes <= MOST_PAIRS).then(|| matched_accuracy(&labels, &classes).0);
         let scores = [
@@ -67,8 +70,7 @@ impl ClustersArgs {
             ("accuracy", accuracy.unwrap_or(f64::NAN)),
         ];
         if self.json {
-            let mut line =
-                json!({"epoch": epoch.epoch.0, "images": scored, "classes": n_classes, "clusters": occupancy.nonempty});
+            let mut line = json!({"epoch": epoch.epoch.0, "images": scored, "left_out": left_out, "classes": n_classes, "clusters": occupancy.nonempty});
             if let Value::Object(object) = &mut line {
                 object.extend(scores.iter().map(|(name, score)| ((*name).to_owned(), json!(score))));
             }
@@ -76,6 +78,9 @@ impl ClustersArgs {
         }
         let (epoch, clusters) = (epoch.epoch.0, occupancy.nonempty);
         say(format!("epoch {epoch}: {scored} images in {clusters} clusters, {n_classes} classes"))?;
+        if left_out > 0 {
+            say(format!("{left_out} images have a cluster and no class, and are left out"))?;
+        }
         let meaning = [
             "normalised mutual information",
             "mutual information adjusted for chance",

@@ -102,6 +102,9 @@ impl KnnArgs {
             // Features of a layer take much room.
             site.remove(&used)?;
             let (hits, n) = self.hits(&train.classes, &test.classes, train.names.len(), k, (&neighbours, &similarities));
+            if n == 0 {
+                return Err(Failure::usage(format!("--test {}: none of its images can be read", self.test.display())));
+            }
             self.print(subject, label, hits, n)?;
         }
         Ok(())

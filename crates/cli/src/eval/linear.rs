@@ -3,7 +3,7 @@
 //! What they have learned lies on the volume under a name that follows from what was asked, so that the same command goes on
 //! where it was interrupted.
 
-use super::saved::{Saved, name_of, real};
+use super::saved::{Saved, listing, name_of};
 use super::site::{Listed, Site};
 use super::subject::{Subject, SubjectArgs};
 use crate::failure::{Failure, say};
@@ -89,8 +89,8 @@ impl LinearArgs {
             checkpoint,
             subject.network.precision,
             subject.network.device,
-            real(&self.train)?,
-            real(&self.test)?,
+            listing("train", &self.train)?,
+            listing("test", &self.test)?,
             layers,
             self.epochs,
             self.values,

@@ -2,8 +2,10 @@
 
 use super::site::Site;
 use crate::failure::Failure;
+use deepcluster_images::find_images;
 use deepcluster_proto::v1::{File, TrainSaved};
 use deepcluster_service::requests::{file_to_wire, record_of};
+use deepcluster_volume::image_list;
 use deepcluster_volume::{FileRecord, publish};
 use serde_json::{Value, json};
 use std::fs;
@@ -15,6 +17,17 @@ const NOTE: &str = "saved.json";
 /// The name of an evaluation's folder, which is the same for the same question.
 pub fn name_of(kind: &str, question: &Value) -> String {
     format!("{kind}-{}", &publish::digest_of(question.to_string().as_bytes()).blake3[..12])
+}
+
+/// A folder of images and what is in it, by which an evaluation of the same is known.
+///
+/// # Errors
+/// When it has no images.
+pub fn listing(flag: &str, folder: &Path) -> Result<(PathBuf, String), Failure> {
+    let path = real(folder)?;
+    let images = find_images(folder).map_err(|error| Failure::usage(format!("--{flag}: {error}")))?;
+    let (_, checksum) = image_list::to_csv(&images).map_err(|error| Failure::other(error.to_string()))?;
+    Ok((path, checksum))
 }
 
 /// A folder that belongs to a question, whatever name it was given.

@@ -15,6 +15,7 @@ use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::{VolumeError, npy, publish};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::fs::TryLockError;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
@@ -57,6 +58,7 @@ impl Subject {
         let folder = self.run.path().join("eval").join(name);
         sweep_dead(&self.run.path().join("eval"))?;
         publish::create_folder(&folder)?;
+        let _lock = lock(&folder)?;
         let stack = Stack::workers(self.volume.root(), &ServicesArgs::ONE_EACH)?;
         let bar = (!json && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0));
         let site = Site { subject: self, calls: Calls::of(&stack)?, folder, bar, json };
@@ -70,6 +72,19 @@ impl Subject {
             site.clean()?;
         }
         outcome
+    }
+}
+
+/// Keeps a second command of the same question from working in the same folder.
+fn lock(folder: &Path) -> Result<std::fs::File, Failure> {
+    let named = |error: std::io::Error| Failure::usage(format!("{}: {error}", folder.display()));
+    let file = std::fs::File::open(folder).map_err(named)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::other(format!("another command works on the same in {}", folder.display())))
+        }
+        Err(TryLockError::Error(error)) => Err(named(error)),
     }
 }
 

@@ -77,7 +77,8 @@ impl SubjectArgs {
 impl Subject {
     /// What a table calls the network.
     pub fn name(&self) -> String {
-        self.epoch.map_or("random weights".to_owned(), |epoch| format!("epoch {epoch}"))
+        let first = if self.network.checkpoint.is_some() { "the weights of --init" } else { "random weights" };
+        self.epoch.map_or(first.to_owned(), |epoch| format!("epoch {epoch}"))
     }
 
     /// The layers of some names; none given: `otherwise`.
