@@ -19,6 +19,8 @@ TAGS = {"cpu": "cpu", "gpu": "cuda"}
 VERSIONS = ("1.29", "1.37")  # the oldest that README.md names, and the newest with schemas
 WORKERS = {"extractor": 7071, "clusterer": 7072, "trainer": 7073}
 SERVICES = {"coordinator": 7070, **WORKERS}
+# The live page of the coordinator.
+PAGES = {"coordinator": {"http": 7080}}
 METRICS = 9090
 USER = 10001
 NOTHING = {"metadata": {}, "spec": {}}
@@ -159,6 +161,7 @@ def check_service(thing, metadata, spec, overlay, things):
     if name == "clusterer":
         wanted |= {"OMP_NUM_THREADS": cores, "OPENBLAS_NUM_THREADS": cores}
     if name == "coordinator":
+        wanted |= {"DC_HTTP": f"0.0.0.0:{PAGES[name]['http']}"}
         wanted |= {"DC_READ_TOKEN_FILE": "/tokens/api/read", "DC_WRITE_TOKEN_FILE": "/tokens/api/write"}
         # check_references sees to the Services of these names and ports.
         wanted |= {f"DC_{name.upper()}{'S' * (name == 'extractor')}": f"{name}:{number}" for name, number in WORKERS.items()}
@@ -168,7 +171,7 @@ def check_service(thing, metadata, spec, overlay, things):
     yield from differences(
         named(thing),
         ("image", container["image"], f"deepcluster/{name}:{TAGS[overlay]}"),
-        ("ports", {entry["name"]: entry["containerPort"] for entry in container["ports"]}, {"grpc": port, "metrics": METRICS}),
+        ("ports", {p["name"]: p["containerPort"] for p in container["ports"]}, {"grpc": port, "metrics": METRICS} | PAGES.get(name, {})),
         *((p, container.get(p, {}).get("grpc"), {"port": port}) for p in ("startupProbe", "readinessProbe", "livenessProbe")),
         ("annotations", metadata.get("annotations"), annotations),
         ("that it selects its pods", selects(thing["spec"]["selector"], metadata["labels"]), True),
@@ -192,13 +195,14 @@ def check_references(things):
         ("the coordinator's Service", coordinator["spec"].get("serviceName"), "coordinator"),
     )
     for name, thing in of_kind(things, "Service").items():
+        ports = {"grpc": SERVICES.get(name)} | PAGES.get(name, {})
         # Its name stands for the addresses of ready pods, so ports are not mapped. check_service sees to the pods' ports.
         yield from differences(
             named(thing),
             ("selected", selected(things, thing["spec"]["selector"]), [workloads.get(name)]),
             ("address", thing["spec"].get("clusterIP"), "None"),
             ("with pods that are not ready", thing["spec"].get("publishNotReadyAddresses", False), False),
-            ("ports", thing["spec"]["ports"], [{"name": "grpc", "port": SERVICES.get(name), "targetPort": "grpc"}]),
+            ("ports", thing["spec"]["ports"], [{"name": n, "port": p, "targetPort": n} for n, p in ports.items()]),
         )
     guarded = []
     for thing in of_kind(things, "PodDisruptionBudget").values():
