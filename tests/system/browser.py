@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -119,8 +119,9 @@ def compare(inside=None):
 
 
 def until(condition, seconds=30):
-    # While one page takes the place of another, or a part of one, elements are not there.
-    passing = (AssertionError, StaleElementReferenceException)
+    # While one page takes the place of another, or a part of one, elements are not there, which drivers tell in several ways. What
+    # does not pass ends in the wait's own exception.
+    passing = (AssertionError, WebDriverException)
     return WebDriverWait(browser, seconds, poll_frequency=0.2, ignored_exceptions=passing).until(lambda _: condition())
 
 

@@ -36,6 +36,8 @@ fn small(epochs: u32) -> RunSpec {
         keep_epochs: 2,
         learning_rate: 0.002,
         checkpoint_every: "2".to_owned(),
+        // The top layer then takes rows over by lineage.json, which has to survive as well.
+        match_labels: true,
         device: "cpu".to_owned(),
         ..RunSpec::default()
     }

@@ -35,7 +35,7 @@ impl CommittedEpoch {
     /// When it is not there, or its manifest is damaged.
     pub fn of(run: &RunFolder, epoch: EpochId) -> Result<Self, VolumeError> {
         let folder = run.epoch(epoch);
-        let manifest = read_record(&folder.epoch_json())?;
+        let manifest = read_record(&folder.epoch_json()).map_err(with_remedy)?;
         Ok(Self { epoch, manifest, folder })
     }
 
@@ -54,10 +54,20 @@ impl CommittedEpoch {
     pub fn verified(&self, name: &str) -> Result<PathBuf, VolumeError> {
         let path = self.folder.path().join(name);
         let promised = self.manifest.files.all().into_iter().find(|file| file.path.ends_with(&format!("/{name}")));
-        let found = publish::digest(&path)?;
+        let found = publish::digest(&path).map_err(with_remedy)?;
         match promised {
             Some(file) if file.blake3 == found.blake3 && file.bytes == found.bytes => Ok(path),
-            _ => Err(VolumeError::corrupt(&path, "its checksum is not the recorded one; `deepcluster resume` makes it anew")),
+            _ => Err(with_remedy(VolumeError::corrupt(&path, "its checksum is not the recorded one"))),
         }
     }
+}
+
+/// Damage, with what helps against it.
+fn with_remedy(error: VolumeError) -> VolumeError {
+    let (path, why) = match error {
+        VolumeError::Corrupt { path, why } => (path, why),
+        VolumeError::Missing(path) => (path, "it does not exist".to_owned()),
+        other => return other,
+    };
+    VolumeError::corrupt(&path, format!("{why}; `deepcluster resume` makes a damaged epoch anew"))
 }
