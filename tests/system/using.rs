@@ -139,6 +139,15 @@ async fn compare(volume: &TempDir, epoch: u32, sobel: bool) {
         println!("{kind}: {off:e} off, the largest is {largest}");
         assert!(off <= 1e-4 * largest, "{kind}: {off} off, the largest is {largest}");
     }
+    // PyTorch's layers with the exported weights, on what the first layer sees, which was taken last.
+    if sobel {
+        let (weights, expected) = (at("exported.safetensors"), at("ours.npy"));
+        deepcluster(["export", text(&run), "--to", text(&weights)]).good();
+        npy::publish_f32(&expected, &[images.len(), ours.len() / images.len()], &ours).unwrap();
+        let said = python("using_reader.py", [Path::new("features"), &run, &weights, &taken, &expected]);
+        println!("{said}");
+        assert!(said.contains("all is well"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

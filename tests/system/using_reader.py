@@ -1,6 +1,7 @@
 """Reads what users get from a finished run of demo pictures (200 images, k = 10, AlexNet at 64 pixels, two epochs):
 
 using_reader.py weights RUN LAST FIRST          weights of epochs 1 and 0, in PyTorch where it is there
+using_reader.py features RUN WEIGHTS SEEN OURS    features of what the first layer sees, in PyTorch where it is there
 using_reader.py clusters RUN MODEL CLUSTERS     clusters of all images by an ONNX model, as onnx_reader.py stores them
 using_reader.py neighbours RUN PICTURES FOUND   what `neighbours` printed, seven for each image
 """
@@ -27,23 +28,48 @@ def weights(last, first):
         wanted = {name for name in checkpoint if not name.startswith("optimizer.")}
         assert set(exported) == wanted, set(exported) ^ wanted
         assert all(np.array_equal(exported[name], checkpoint[name]) for name in wanted), epoch
+    network = in_pytorch(last)
+    if network is None:
+        print("without PyTorch")
+
+
+def in_pytorch(weights):
+    """AlexNet behind the Sobel filter with exported weights; None where PyTorch is not installed."""
     try:
         from torch import nn
         from safetensors.torch import load_file as load_tensors
     except ImportError:
-        print("without PyTorch")
-        return
+        return None
 
     def conv(i, o, kernel, stride=1, padding=0):
         return [nn.Conv2d(i, o, kernel, stride, padding), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
 
-    features = nn.Sequential(
+    tensors = load_tensors(weights)
+    network = nn.Module()
+    network.features = nn.Sequential(
         *conv(2, 96, 11, 4, 2), nn.MaxPool2d(3, 2), *conv(96, 256, 5, 1, 2), nn.MaxPool2d(3, 2),
         *conv(256, 384, 3, 1, 1), *conv(384, 384, 3, 1, 1), *conv(384, 256, 3, 1, 1), nn.MaxPool2d(3, 2),
     )
-    found = load_tensors(last).items()
-    body = {name.removeprefix("features."): tensor for name, tensor in found if name.startswith("features.")}
-    features.load_state_dict(body)
+    inner, outer = tensors["classifier.1.weight"].shape[::-1]
+    network.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(0.5), nn.Linear(outer, outer))
+    body = {name: tensor for name, tensor in tensors.items() if name.startswith(("features.", "classifier."))}
+    network.load_state_dict(body)
+    return network.eval()
+
+
+def features(weights, seen, ours):
+    network = in_pytorch(weights)
+    if network is None:
+        print("without PyTorch")
+        return
+    import torch
+
+    with torch.no_grad():
+        theirs = network.classifier(network.features(torch.from_numpy(np.load(seen))).flatten(1)).numpy()
+    ours = np.load(ours)
+    off, largest = np.abs(theirs - ours).max(), np.abs(ours).max()
+    assert off <= 1e-4 * largest, (off, largest)
+    print(f"PyTorch: {off:e} off, the largest is {largest}")
 
 
 def clusters(model, found):
@@ -78,5 +104,5 @@ def neighbours(pictures, found):
         assert np.allclose(np.sort(cosines)[::-1][:7], told, atol=1e-2), told
 
 
-{"weights": weights, "clusters": clusters, "neighbours": neighbours}[what](*paths)
+{"weights": weights, "features": features, "clusters": clusters, "neighbours": neighbours}[what](*paths)
 print("all is well")
