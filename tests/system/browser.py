@@ -7,16 +7,16 @@ Needs Debian's chromium and chromium-driver; CHROMIUM and CHROMEDRIVER name othe
 
 import base64
 import json
-import os
 import sys
 from pathlib import Path
 
-from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from chromium import start
 
 url, api, shots = sys.argv[1].rstrip("/"), json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
 token = sys.argv[4] if len(sys.argv) > 4 else None
@@ -25,16 +25,6 @@ shots.mkdir(parents=True, exist_ok=True)
 
 # Longest time that an epoch of the small run may take.
 EPOCH = 300
-
-
-def start():
-    options = webdriver.ChromeOptions()
-    options.binary_location = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,900"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(os.environ.get("CHROMEDRIVER", "/usr/bin/chromedriver"))
-    return webdriver.Chrome(options, service)
 
 
 def all_of(selector, inside=None):

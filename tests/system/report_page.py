@@ -6,32 +6,22 @@ Needs Debian's chromium and chromium-driver; CHROMIUM and CHROMEDRIVER name othe
 
 import base64
 import json
-import os
 import re
 import sys
 from pathlib import Path
 
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from chromium import start
 
 page, expected, shots = Path(sys.argv[1]).resolve(), json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
 shots.mkdir(parents=True, exist_ok=True)
 
 # Beyond this, a screenshot of the whole page is larger than anybody looks at.
 MOST_CARDS_SHOT = 100
-
-
-def start():
-    options = webdriver.ChromeOptions()
-    options.binary_location = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,900"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(os.environ.get("CHROMEDRIVER", "/usr/bin/chromedriver"))
-    return webdriver.Chrome(options, service)
 
 
 def all_of(selector):
