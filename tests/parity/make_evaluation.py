@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.cluster import contingency_matrix
+from sklearn.neighbors import KNeighborsClassifier
 
 
 def agreement(name, labels, classes):
@@ -63,6 +64,11 @@ def knn(rng, temperature=0.07, n_classes=5):
         order = np.argsort(-similarities, kind="stable")[:20]
         onehot = np.eye(n_classes)[classes[order]]
         votes = (onehot * np.exp(similarities[order].astype("float64") / temperature)[:, None]).sum(0)
+        # scikit-learn's classifier with the same weights says the same.
+        others = np.arange(len(bank)) != query
+        weights = lambda distances: np.exp((1.0 - distances.astype("float64")) / temperature)
+        voter = KNeighborsClassifier(20, metric="cosine", weights=weights).fit(bank[others], classes[others])
+        assert voter.predict(bank[[query]])[0] == votes.argmax()
         by_number += int(votes.argmax() != onehot.sum(0).argmax())
         cases.append({
             "similarities": [float(value) for value in similarities[order]],
