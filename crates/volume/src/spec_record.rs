@@ -147,16 +147,18 @@ mod tests {
 
     #[test]
     fn a_spec_survives_the_volume() {
-        let spec = RunSpec {
+        let counted = RunSpec {
             k: "37".parse().unwrap(),
             learning_rate: 0.1 + 0.2,
             seed: u64::MAX,
-            clustering: Clustering::Pic,
             init: Some("a/b".into()),
             ..RunSpec::default()
         };
-        let text = serde_json::to_string(&SpecRecord::from(&spec)).unwrap();
-        let record: SpecRecord = serde_json::from_str(&text).unwrap();
-        assert_eq!(RunSpec::try_from(record), Ok(spec));
+        let found = RunSpec { clustering: Clustering::Pic, ..RunSpec::default() };
+        for spec in [counted, found] {
+            let text = serde_json::to_string(&SpecRecord::from(&spec)).unwrap();
+            let record: SpecRecord = serde_json::from_str(&text).unwrap();
+            assert_eq!(RunSpec::try_from(record), Ok(spec));
+        }
     }
 }
