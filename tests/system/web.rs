@@ -2,7 +2,7 @@
 
 use crate::security::{Authority, bearer};
 use crate::stack::{Service, Stack, spec, watch_until};
-use crate::support::{program, python, text};
+use crate::support::{pictures, program, python, text};
 use deepcluster_proto::v1::watch_run_response::Update;
 use deepcluster_proto::v1::*;
 use deepcluster_volume::publish::publish_bytes;
@@ -203,6 +203,23 @@ async fn other_sites_get_nothing_where_nobody_needs_a_token() {
     assert_eq!(post(&page, &pause, &["sec-fetch-site: cross-site"]), 403);
     assert_eq!(get(&page, "/", &["host: gpubox"]).0, 200);
     assert_eq!(post(&page, &pause, &["host: localhost:1", "origin: http://localhost:1"]), 303);
+}
+
+/// Services of one machine have `/` as the root of all images, and their users name whole paths.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_folder_of_the_images_is_shown_as_its_user_knows_it() {
+    for (root, folder_of) in [("--images=/", text(pictures())), ("", spec(1).images.as_str())] {
+        let folder = tempfile::tempdir().unwrap();
+        let more: Vec<String> = if root.is_empty() { Vec::new() } else { vec![root.to_owned()] };
+        let coordinator = alone(&folder, &more);
+        let images = folder_of.trim_start_matches('/').to_owned();
+        let request = CreateRunRequest { spec: Some(RunSpec { images, ..spec(1) }), ..CreateRunRequest::default() };
+        let run = coordinator.runs().create_run(request).await.unwrap().into_inner().run.unwrap();
+        for part in ["", "/fragment"] {
+            let (status, answer) = get(&page_of(&coordinator), &format!("/runs/{}{part}", run.run_id), &[]);
+            assert!(status == 200 && answer.contains(&format!("<code>{folder_of}</code>")), "{folder_of}: {answer}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,8 +9,10 @@ use crate::run::Run;
 use axum::extract::{Path, State};
 use axum::response::Html;
 use deepcluster_report::{Notice, curves, verdict};
+use deepcluster_service::requests::images_folder;
 use deepcluster_volume::events::seconds_since_1970;
 use deepcluster_volume::records::EpochScores;
+use std::path;
 
 /// Most faults and warnings that are shown, of each.
 const NOTICES: usize = 50;
@@ -19,7 +21,7 @@ const NOTICES: usize = 50;
 pub(crate) async fn page(State(app): Shared, Path(id): Path<String>) -> Result<Html<String>, Failure> {
     let run = app.runs.get(&id)?;
     let glance = app.glance(&run);
-    let (id, content) = (escape(&glance.id), content(&run, &glance));
+    let (id, content) = (escape(&glance.id), content(&app.runs.images, &run, &glance));
     let events = format!("/runs/{id}/events?seen={}", stamp(&glance.detail()));
     let live = Some(Live { events, fragment: format!("/runs/{id}/fragment") });
     let title = format!("{} is {}", glance.id, glance.record.state);
@@ -31,7 +33,7 @@ pub(crate) async fn page(State(app): Shared, Path(id): Path<String>) -> Result<H
 /// GET /runs/{id}/fragment.
 pub(crate) async fn fragment(State(app): Shared, Path(id): Path<String>) -> Result<Html<String>, Failure> {
     let run = app.runs.get(&id)?;
-    Ok(Html(content(&run, &app.glance(&run))))
+    Ok(Html(content(&app.runs.images, &run, &app.glance(&run))))
 }
 
 /// They stay when the rest is replaced, so that whoever is about to press one does not lose it; the script lets them be pressed
@@ -57,9 +59,9 @@ fn buttons(run: &Glance) -> String {
 }
 
 /// What the script may replace.
-fn content(run: &Run, glance: &Glance) -> String {
+fn content(images_root: &path::Path, run: &Run, glance: &Glance) -> String {
     [
-        standing(run, glance),
+        standing(images_root, run, glance),
         verdict_of(glance),
         curves_of(glance),
         epochs(glance),
@@ -70,7 +72,7 @@ fn content(run: &Run, glance: &Glance) -> String {
 }
 
 /// Where it stands.
-fn standing(run: &Run, glance: &Glance) -> String {
+fn standing(images_root: &path::Path, run: &Run, glance: &Glance) -> String {
     let record = &glance.record;
     let id = escape(&glance.id);
     let message = match record.message.as_str() {
@@ -101,7 +103,7 @@ fn standing(run: &Run, glance: &Glance) -> String {
         n_skipped = field("n_skipped", record.resolved.n_skipped),
         k = field("k", record.resolved.k),
         priority = field("priority", record.priority),
-        images = escape(&run.spec.images),
+        images = escape(&as_asked(images_root, &run.spec.images)),
         network = run.spec.architecture,
         side = run.spec.image_size,
         batch = run.spec.batch,
@@ -110,6 +112,15 @@ fn standing(run: &Run, glance: &Glance) -> String {
         note = field("note", &record.note),
         labels = labels(glance),
     )
+}
+
+/// The folder of images as its user knows it: below a root of their own, images are asked for by their way from there, and
+/// otherwise by their whole path.
+fn as_asked(images_root: &path::Path, images: &str) -> String {
+    match images_folder(images_root, images) {
+        Ok(folder) if images_root == path::Path::new("/") => folder.display().to_string(),
+        _ => images.to_owned(),
+    }
 }
 
 fn verdict_of(glance: &Glance) -> String {
@@ -202,4 +213,21 @@ fn notices(heading: &str, id: &str, all: &[Notice], none: &str) -> String {
          {lines}{more}</section>",
         n = all.len()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_images_is_called_what_its_user_calls_it() {
+        for (root, images, shown) in [
+            ("/", "home/me/pictures", "/home/me/pictures"),
+            ("/", ".", "/"),
+            ("/data", "pictures", "pictures"),
+            ("/data", ".", "."),
+        ] {
+            assert_eq!(as_asked(path::Path::new(root), images), shown, "{images} below {root}");
+        }
+    }
 }
