@@ -115,8 +115,12 @@ async fn pages_and_buttons_are_for_those_who_show_a_token() {
     let pause = format!("{path}/pause");
     let (read, write) = ("authorization: Bearer the;read=\"token", "authorization: Bearer the-write-token");
 
-    for headers in [vec![], vec!["authorization: Bearer wrong"], vec!["cookie: dc_token=77726f6e67"], vec!["cookie: dc_token=zz"]]
-    {
+    let port = page.rsplit(':').next().unwrap();
+    let of_cookie = |value: &str| format!("cookie: dc_badge_{port}={value}");
+    // None that is a token, in any way.
+    let cookies = ["the-write-token", "7468652d77726974652d746f6b656e", &"7a".repeat(32), "zz", ""].map(of_cookie);
+    let wrong = ["authorization: Bearer wrong"].into_iter().chain(cookies.iter().map(String::as_str)).map(|header| vec![header]);
+    for headers in std::iter::once(vec![]).chain(wrong) {
         for path in ["/", &path, &format!("{path}/events"), "/no/such/page"] {
             let (status, answer) = get(&page, path, &headers);
             assert!(status == 401 && answer.contains("Sign in") && !answer.contains(&run.run_id), "{path}: {answer}");
@@ -149,7 +153,15 @@ async fn pages_and_buttons_are_for_those_who_show_a_token() {
     let (status, answer) = ask(&page, "POST /login", &form, "token=the%3Bread%3D%22token", "");
     let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
     assert!(status == 303 && cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{answer}");
-    let cookie = format!("cookie: other=1; {}", cookie.split(';').next().unwrap());
+    let (name, badge) = cookie.split(';').next().unwrap().split_once('=').unwrap();
+    assert_eq!(name, format!("dc_badge_{port}"), "the name keeps coordinators of one host apart");
+    assert!(badge.len() == 64 && !badge.contains("7468653b72656164"), "{badge} shows the token");
+    // It opens pages, as long as it is a cookie, and nothing else.
+    assert_eq!(get(&page, &path, &[&format!("authorization: Bearer {badge}")]).0, 401);
+    let call = coordinator.runs().list_runs(bearer(ListRunsRequest::default(), badge)).await;
+    assert_eq!(call.unwrap_err().code(), tonic::Code::Unauthenticated);
+    assert_eq!(get(&page, &path, &[&format!("cookie: dc_badge_1={badge}; dc_badge={badge}")]).0, 401);
+    let cookie = format!("cookie: other=1; dc_badge_1=zz; {name}={badge}");
     assert_eq!(get(&page, &path, &[&cookie]).0, 200);
     assert_eq!(post(&page, &pause, &[&cookie, "sec-fetch-site: same-origin"]), 403);
 

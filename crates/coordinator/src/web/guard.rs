@@ -1,6 +1,7 @@
 //! What every request for a page passes: who may come, from which site, and what a browser may do with the answer.
 //!
-//! 1. Visitors show what callers of the API show: "authorization: Bearer TOKEN", or the cookie that `login` has set.
+//! 1. Visitors show what callers of the API show, "authorization: Bearer TOKEN", or the cookie that `login` has set. Browsers send
+//!    it to all ports of a host, so it holds a badge: what only the token can be made into, and what opens nothing but pages.
 //! 2. What changes something comes from our own pages: a browser says where a form was (Sec-Fetch-Site, Origin).
 //! 3. Without tokens, we answer to addresses and to names without a dot alone: a site elsewhere can make a name of its own mean
 //!    this machine, and would be taken for one of our pages.
@@ -13,13 +14,17 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use deepcluster_service::door::{Refusal, bearer};
+use blake3::Hash;
+use deepcluster_service::door::{Refusal, Tokens, bearer};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tracing::warn;
 
-/// The cookie that holds a token.
-pub(crate) const TOKEN: &str = "dc_token";
+/// Beginning of the name of the cookie that holds a badge.
+const BADGE: &str = "dc_badge";
+
+/// What badges are made for.
+const PURPOSE: &str = "deepcluster 2026 badge of the live page v1";
 
 /// Pages for everybody: they tell nothing, or let one in or out.
 const OPEN: [&str; 4] = ["/healthz", "/live.js", "/login", "/logout"];
@@ -83,7 +88,7 @@ fn refusal(app: &App, request: &Request) -> Option<Response> {
     if OPEN.contains(&path) {
         return None;
     }
-    let offered = offered(headers);
+    let offered = offered(&app.tokens, headers);
     let why = app.tokens.permit(offered.as_deref(), !reads).err()?;
     refuse(&why.to_string());
     Some(match why {
@@ -97,9 +102,16 @@ fn refusal(app: &App, request: &Request) -> Option<Response> {
     })
 }
 
-/// The token that a request shows.
-pub(crate) fn offered(headers: &HeaderMap) -> Option<String> {
-    bearer(headers).map(str::to_owned).or_else(|| token_of_cookie(headers))
+/// The token that a request shows, or whose badge it shows; an empty one, which is never right, for a badge of none of ours.
+pub(crate) fn offered(tokens: &Tokens, headers: &HeaderMap) -> Option<String> {
+    if let Some(token) = bearer(headers) {
+        return Some(token.to_owned());
+    }
+    let shown = Hash::from_hex(badge_of_cookie(headers)?).ok();
+    let mut ours = [&tokens.write, &tokens.read].into_iter().flatten().filter_map(|file| file.token().ok());
+    // The equality of hashes takes constant time.
+    let token = ours.find(|token| shown.is_some_and(|shown| shown == badge(token)));
+    Some(token.unwrap_or_default())
 }
 
 /// Whether no other site can have sent this. Programs that are no browsers say nothing of where they come from.
@@ -131,21 +143,31 @@ fn host(headers: &HeaderMap) -> Option<Authority> {
     headers.get(HOST)?.to_str().ok()?.parse().ok()
 }
 
-/// The token that the cookie holds.
-fn token_of_cookie(headers: &HeaderMap) -> Option<String> {
+/// What the cookie holds.
+fn badge_of_cookie(headers: &HeaderMap) -> Option<&str> {
+    let name = name_of_cookie(headers);
     let cookies = headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-    let mut values =
-        cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().strip_prefix(TOKEN)?.strip_prefix('='));
-    let hex = values.next()?;
-    let bytes: Option<Vec<u8>> =
-        hex.as_bytes().chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect();
-    String::from_utf8(bytes?).ok()
+    let mut pairs = cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(other, _)| *other == name).map(|(_, value)| value)
 }
 
-/// A token as the cookie holds it: tokens may have characters that cookies may not.
-pub(crate) fn cookie_of_token(token: &str) -> String {
-    let hex: String = token.bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("{TOKEN}={hex}")
+/// The cookie's name: that of another coordinator at another port of the same host must be another. It is the port as the browser
+/// knows it, which may be one of a tunnel.
+pub(crate) fn name_of_cookie(headers: &HeaderMap) -> String {
+    match host(headers).and_then(|host| host.port_u16()) {
+        Some(port) => format!("{BADGE}_{port}"),
+        None => BADGE.to_owned(),
+    }
+}
+
+/// The cookie for who has shown this token.
+pub(crate) fn cookie_of_token(headers: &HeaderMap, token: &str) -> String {
+    format!("{}={}", name_of_cookie(headers), badge(token).to_hex())
+}
+
+/// The badge of a token.
+fn badge(token: &str) -> Hash {
+    blake3::derive_key(PURPOSE, token.as_bytes()).into()
 }
 
 #[cfg(test)]
@@ -192,14 +214,25 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_brings_its_token_back() {
-        let token = "a;b=\"c\\";
-        let line = format!("other=1; {}; more=2", cookie_of_token(token));
-        let mut all = HeaderMap::new();
-        all.insert(COOKIE, HeaderValue::from_str(&line).unwrap());
-        assert_eq!(token_of_cookie(&all).as_deref(), Some(token));
-        for broken in ["dc_token=zz", "dc_token=\"", "dc_tokens=61", "dc_token=ff"] {
-            assert_eq!(token_of_cookie(&headers(&[("cookie", broken)])), None, "{broken}");
+    fn a_cookie_tells_nothing_of_its_token_and_is_of_one_port() {
+        let of_port = |port: u16, cookie: &str| {
+            let mut all = HeaderMap::new();
+            all.insert(HOST, HeaderValue::from_str(&format!("gpubox:{port}")).unwrap());
+            all.insert(COOKIE, HeaderValue::from_str(cookie).unwrap());
+            all
+        };
+        let (token, other) = ("a;b=\"c\\", "another");
+        let [first, second] = [(7080, token), (7081, other)].map(|(port, token)| cookie_of_token(&of_port(port, "x=1"), token));
+        assert!(first.starts_with("dc_badge_7080=") && second.starts_with("dc_badge_7081="), "{first} {second}");
+        // A browser sends both to both.
+        let line = format!("x=1; {first}; {second}");
+        for (port, token) in [(7080, token), (7081, other)] {
+            let headers = of_port(port, &line);
+            assert_eq!(badge_of_cookie(&headers), Some(badge(token).to_hex().as_str()));
         }
+        assert_eq!(badge_of_cookie(&of_port(7082, &line)), None);
+        let hex: String = token.bytes().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!first.contains(&hex) && !first.contains(blake3::hash(token.as_bytes()).to_hex().as_str()), "{first}");
+        assert_eq!(name_of_cookie(&headers(&[("host", "gpubox")])), "dc_badge");
     }
 }

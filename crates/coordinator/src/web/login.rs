@@ -1,13 +1,13 @@
-//! Signing in: a browser cannot send a token by itself, so a form takes it and a cookie keeps it.
+//! Signing in: a browser cannot send a token by itself, so a form takes it and a cookie keeps its badge.
 
 use super::Shared;
-use super::guard::{TOKEN, cookie_of_token};
+use super::guard::{cookie_of_token, name_of_cookie};
 use super::html::{Frame, escape};
 use axum::Form;
 use axum::extract::State;
 use axum::extract::rejection::FormRejection;
 use axum::http::header::SET_COOKIE;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use std::collections::HashMap;
 use tracing::warn;
@@ -21,19 +21,23 @@ pub(crate) async fn page(State(app): Shared) -> Response {
 }
 
 /// POST /login.
-pub(crate) async fn enter(State(app): Shared, fields: Result<Form<HashMap<String, String>>, FormRejection>) -> Response {
+pub(crate) async fn enter(
+    State(app): Shared,
+    headers: HeaderMap,
+    fields: Result<Form<HashMap<String, String>>, FormRejection>,
+) -> Response {
     let Ok(Form(fields)) = fields else { return form(StatusCode::BAD_REQUEST, "No token came.") };
     let token = fields.get("token").map(|token| token.trim()).unwrap_or_default();
     if let Err(why) = app.tokens.permit(Some(token), false) {
         warn!(%why, "a wrong token was entered on the live page");
         return form(StatusCode::UNAUTHORIZED, "That is not the right token.");
     }
-    with_cookie(&cookie_of_token(token), app.is_secure)
+    with_cookie(&cookie_of_token(&headers, token), app.is_secure)
 }
 
 /// POST /logout.
-pub(crate) async fn leave(State(app): Shared) -> Response {
-    with_cookie(&format!("{TOKEN}=; Max-Age=0"), app.is_secure)
+pub(crate) async fn leave(State(app): Shared, headers: HeaderMap) -> Response {
+    with_cookie(&format!("{}=; Max-Age=0", name_of_cookie(&headers)), app.is_secure)
 }
 
 /// Back to the first page, with a cookie that no script reads and no other site can make use of.

@@ -25,7 +25,8 @@ type Updates = Sse<axum::response::sse::KeepAliveStream<ReceiverStream<Result<Ev
 
 /// GET /events: of the list of runs and the workers.
 pub(crate) async fn of_all(State(app): Shared, Query(query): Query<HashMap<String, String>>, headers: HeaderMap) -> Updates {
-    stream(app, None, query, offered(&headers))
+    let token = offered(&app.tokens, &headers);
+    stream(app, None, query, token)
 }
 
 /// GET /runs/{id}/events.
@@ -36,7 +37,8 @@ pub(crate) async fn of_run(
     headers: HeaderMap,
 ) -> Result<Updates, Failure> {
     let run = app.runs.get(&id)?;
-    Ok(stream(app, Some(run), query, offered(&headers)))
+    let token = offered(&app.tokens, &headers);
+    Ok(stream(app, Some(run), query, token))
 }
 
 /// By what a page says how the runs were when it was made, which stands in "seen" when it asks for changes.
