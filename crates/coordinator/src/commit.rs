@@ -65,12 +65,12 @@ impl EpochRunner<'_> {
 ///
 /// # Errors
 /// When the volume cannot be read or written.
-pub(crate) fn after_commit(
+pub(crate) async fn after_commit(
     volume: &Volume,
     run: &Run,
     epoch: EpochId,
     scores: &EpochScores,
-    beside: impl FnOnce(),
+    beside: impl Future<Output = ()>,
 ) -> Result<(), VolumeError> {
     let folder = run.folder.epoch(epoch);
     let manifest: EpochManifest = read_record(&folder.epoch_json())?;
@@ -82,7 +82,7 @@ pub(crate) fn after_commit(
     run.event_of_epoch(epoch, "epoch", Severity::Info, body)?;
     warn_of(run, epoch, scores)?;
     tell(run, scores);
-    beside();
+    beside.await;
     info!(run_id = %run.id, epoch = epoch.0, loss = scores.loss, "epoch committed");
     publish::remove(&folder.features())?;
     folder.trainings()?.iter().try_for_each(|saved| publish::remove(saved))?;

@@ -39,6 +39,8 @@ pub struct Runs {
     /// Held by who creates a run. The runs themselves are not held meanwhile, or one slow disk would silence every answer.
     pub(crate) creating: Mutex<()>,
     wake: Notify,
+    /// Held by who writes files for TensorBoard.
+    tensorboard: Arc<tokio::sync::Mutex<()>>,
     /// How much it takes on.
     pub limits: Limits,
 }
@@ -73,7 +75,8 @@ impl Runs {
             };
             runs.insert(id, Arc::new(run));
         }
-        Ok(Self { workshop, images, runs: Mutex::new(runs), creating: Mutex::default(), wake: Notify::new(), limits })
+        let (runs, creating, wake, tensorboard) = (Mutex::new(runs), Mutex::default(), Notify::new(), Arc::default());
+        Ok(Self { workshop, images, runs, creating, wake, tensorboard, limits })
     }
 
     /// One run.
@@ -191,7 +194,7 @@ impl Runs {
         runnable.get(after).or_else(|| runnable.first()).cloned()
     }
 
-    async fn one_epoch(&self, run: &Run) -> Result<(), Status> {
+    async fn one_epoch(&self, run: &Arc<Run>) -> Result<(), Status> {
         let failed = |error: VolumeError| volume_status(&error);
         if run.enter(&[RunState::Queued], RunState::Running, "").map_err(failed)? {
             step_back(&self.workshop.volume, run).map_err(failed)?;
@@ -211,12 +214,12 @@ impl Runs {
                 EpochRunner::open(&self.workshop, run, &others)?.finish().await?
             }
         };
-        let beside = || {
+        let beside = async {
             if self.workshop.tensorboard {
-                tensorboard::write(run, &self.images, epoch);
+                tensorboard::write(&self.tensorboard, run, &self.images, epoch).await;
             }
         };
-        after_commit(&self.workshop.volume, run, epoch, &scores, beside).map_err(failed)
+        after_commit(&self.workshop.volume, run, epoch, &scores, beside).await.map_err(failed)
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {

@@ -1,4 +1,7 @@
 //! TensorBoard's files of a run, one more after every epoch. They follow from the run and may be deleted at any time.
+//!
+//! They take their time, since they show images. They are written beside the loop that gives runs their turns, one epoch after the
+//! other, and the loop waits for them only as long as the run is to go on.
 
 use crate::run::Run;
 use deepcluster_domain::EpochId;
@@ -10,12 +13,40 @@ use deepcluster_volume::publish;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Writes what there is to say after an epoch. What cannot be written is no reason for the run to stop.
-pub(crate) fn write(run: &Run, images_root: &Path, epoch: EpochId) {
-    if let Err(error) = files(run, images_root, epoch) {
-        warn!(%error, run_id = %run.id, epoch = epoch.0, "TensorBoard's files are not complete");
+/// Writes what there is to say after an epoch. What cannot be written is no reason for the run to stop. Whoever holds `turn` is
+/// writing.
+pub(crate) async fn write(turn: &Arc<Mutex<()>>, run: &Arc<Run>, images_root: &Path, epoch: EpochId) {
+    let (stop, run, images_root) = (run.stop_token(), Arc::clone(run), images_root.to_owned());
+    let work = move || {
+        if let Err(error) = files(&run, &images_root, epoch) {
+            warn!(%error, run_id = %run.id, epoch = epoch.0, "TensorBoard's files are not complete");
+        }
+    };
+    beside(turn, &stop, work).await;
+}
+
+/// Does work on a thread of its own, after what was given here before. Returns when it is done or at `stop`, which does not end it.
+async fn beside(turn: &Arc<Mutex<()>>, stop: &CancellationToken, work: impl FnOnce() + Send + 'static) {
+    let turn = Arc::clone(turn);
+    let done = tokio::spawn(async move {
+        // In the order in which it was asked for.
+        let turn = turn.lock_owned().await;
+        let work = move || {
+            let _turn = turn;
+            work();
+        };
+        tokio::task::spawn_blocking(work).await
+    });
+    tokio::select! {
+        done = done => if let Ok(Err(error)) | Err(error) = done {
+            warn!(%error, "TensorBoard's files are not complete");
+        },
+        () = stop.cancelled() => {}
     }
 }
 
@@ -47,4 +78,43 @@ fn files(run: &Run, images_root: &Path, epoch: EpochId) -> Result<(), ReportErro
 fn time_of(event: &Event) -> Option<(u64, f64)> {
     let event: Value = serde_json::from_str(&event.json).ok()?;
     Some((event["epoch"].as_u64()?, event["time"].as_f64()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex as Shared;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    /// All on one thread, as the loop is: were the work done there, nobody could stop it or let it go on.
+    #[tokio::test]
+    async fn who_stops_a_run_does_not_wait_for_its_files_and_epochs_keep_their_order() {
+        let (turn, stop, done) = (Arc::<Mutex<()>>::default(), CancellationToken::new(), Arc::<Shared<Vec<u32>>>::default());
+        let (go_on, wait) = mpsc::channel::<()>();
+        let note = |epoch: u32| {
+            let done = Arc::clone(&done);
+            move || done.lock().unwrap().push(epoch)
+        };
+        let noted = note(0);
+        let slow = move || {
+            let _ = wait.recv_timeout(Duration::from_secs(60));
+            noted();
+        };
+        let stopping = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stop.cancel();
+        };
+        tokio::join!(beside(&turn, &stop, slow), stopping);
+        assert_eq!(*done.lock().unwrap(), [0; 0], "the first is still at work");
+
+        let running = CancellationToken::new();
+        let letting = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(*done.lock().unwrap(), [0; 0], "the second waits for it");
+            go_on.send(()).unwrap();
+        };
+        tokio::join!(beside(&turn, &running, note(1)), letting);
+        assert_eq!(*done.lock().unwrap(), [0, 1]);
+    }
 }
