@@ -62,6 +62,23 @@ impl Model {
     }
 }
 
+#[cfg(test)]
+impl Model {
+    /// One whose files nobody reads.
+    pub(crate) fn of_batches(run: RunId, batch: usize) -> Self {
+        Self {
+            run,
+            epoch: EpochId(0),
+            batch,
+            network: v1::Network::default(),
+            seed: 0,
+            feature_dtype: v1::FeatureDtype::default(),
+            clusters: None,
+            stale: AtomicBool::new(false),
+        }
+    }
+}
+
 /// The run, the epoch, and whether that was committed.
 type Key = (RunId, EpochId, bool);
 
