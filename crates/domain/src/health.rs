@@ -16,6 +16,11 @@ pub const GUESSING: f64 = 0.98;
 /// A loss that is so many times that of the epoch before, and of guessing, is not on its way down.
 pub const RISING: f64 = 1.1;
 
+/// Remedies that name --k.
+const STUCK: &str = "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)";
+const ONE_CLUSTER: &str = "look for near-duplicates among the images, lower --lr, or raise --k";
+const FEW_CLUSTERS: &str = "lower --k or --lr, or train with --feature-dtype f32 if the features are large";
+
 /// Figures of one epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figures {
@@ -42,6 +47,16 @@ pub struct Warning {
     pub remedy: &'static str,
 }
 
+/// A remedy of [`warnings`] for a run that finds its number of clusters itself, and so takes no --k.
+pub fn without_k(remedy: &str) -> &str {
+    match remedy {
+        STUCK => "train with a smaller --batch or a higher --lr",
+        ONE_CLUSTER => "look for near-duplicates among the images, or lower --lr",
+        FEW_CLUSTERS => "lower --lr, or train with --feature-dtype f32 if the features are large",
+        other => other,
+    }
+}
+
 /// Everything that should worry about an epoch.
 pub fn warnings(figures: &Figures) -> Vec<Warning> {
     let mut warnings = Vec::new();
@@ -52,7 +67,7 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
         warnings.push(Warning {
             kind: "stuck-loss",
             message: format!("the loss was {last:.3} and is {:.3}, and guessing has ln k = {guess:.3}", figures.loss),
-            remedy: "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)",
+            remedy: STUCK,
         });
     }
     if let Some(last) = figures.last_loss.filter(|last| figures.loss > RISING * last && figures.loss > RISING * guess) {
@@ -66,7 +81,7 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
         warnings.push(Warning {
             kind: "collapse",
             message: format!("{:.1} % of the images are in one cluster", figures.largest_share * 100.0),
-            remedy: "look for near-duplicates among the images, lower --lr, or raise --k",
+            remedy: ONE_CLUSTER,
         });
     }
     if figures.effective_clusters < EFFECTIVE_SHARE * f64::from(figures.k) {
@@ -74,7 +89,7 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
         warnings.push(Warning {
             kind: "collapse",
             message: format!("the images spread over {effective:.1} effective clusters of {k}"),
-            remedy: "lower --k or --lr, or train with --feature-dtype f32 if the features are large",
+            remedy: FEW_CLUSTERS,
         });
     }
     warnings
@@ -100,5 +115,17 @@ mod tests {
         assert_eq!(kinds(Figures { largest_share: 0.6, ..HEALTHY }), ["collapse"]);
         let few = warnings(&Figures { effective_clusters: 9.9, ..HEALTHY });
         assert!(few[0].message.contains("9.9 effective clusters of 100"), "{}", few[0].message);
+    }
+
+    #[test]
+    fn who_has_no_k_is_not_told_to_change_it() {
+        let sick = Figures { loss: 4.6, last_loss: Some(4.6), largest_share: 0.9, effective_clusters: 1.5, ..HEALTHY };
+        let rising = Figures { loss: 9.0, last_loss: Some(4.0), ..HEALTHY };
+        let all = [warnings(&sick), warnings(&rising)].concat();
+        assert_eq!(all.len(), 4);
+        for warning in all {
+            let remedy = without_k(warning.remedy);
+            assert!(remedy.contains("--lr") && !remedy.contains("--k"), "{remedy}");
+        }
     }
 }

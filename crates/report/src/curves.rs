@@ -2,6 +2,7 @@
 
 use crate::html::escape;
 use crate::view::RunView;
+use deepcluster_domain::Clustering;
 use deepcluster_volume::records::EpochScores;
 use plotters::prelude::*;
 use std::io;
@@ -62,28 +63,37 @@ fn measured(view: &RunView, name: &str, figure: impl Fn(&EpochScores) -> Option<
 
 fn loss(view: &RunView) -> Plot {
     let line = measured(view, "loss", |scores| Some(scores.loss));
-    let guess = f64::from(view.k.max(1)).ln();
-    let ends = [line.points.first(), line.points.last()];
-    let points = ends.into_iter().flatten().map(|(epoch, _)| (*epoch, guess)).collect();
-    let guessing = Line { name: format!("guessing, ln k = {guess:.2}"), colour: SECOND, marks: false, points };
+    let guess = |k: u32| f64::from(k.max(1)).ln();
+    let name = match view.clustering {
+        Clustering::KMeans => format!("guessing, ln k = {:.2}", guess(view.k)),
+        // Another k in each epoch.
+        Clustering::Pic => "guessing, ln of the clusters found".to_owned(),
+    };
+    let guesses = |scores: &EpochScores| scores.loss.is_finite().then(|| guess(view.k_of(scores)));
+    let guessing = Line { colour: SECOND, marks: false, ..measured(view, &name, guesses) };
     Plot { id: "loss", title: "Loss (mean cross-entropy)".to_owned(), includes: Vec::new(), lines: vec![line, guessing] }
 }
 
 fn objective(view: &RunView) -> Plot {
-    let line = measured(view, "objective", |scores| Some(scores.kmeans_objective));
-    let title = "k-means objective (sum of squared distances)".to_owned();
-    Plot { id: "objective", title, includes: Vec::new(), lines: vec![line] }
+    let (name, title) = match view.clustering {
+        Clustering::KMeans => ("objective", "k-means objective (sum of squared distances)"),
+        // Known of it, too, but nothing makes it small.
+        Clustering::Pic => ("squared distances", "Sum of squared distances to the means of the clusters"),
+    };
+    let line = measured(view, name, |scores| Some(scores.kmeans_objective));
+    Plot { id: "objective", title: title.to_owned(), includes: Vec::new(), lines: vec![line] }
 }
 
 fn occupancy(view: &RunView) -> Plot {
-    let nonempty = Line {
-        colour: SECOND,
-        marks: false,
-        ..measured(view, "clusters that hold images", |scores| Some(scores.nonempty as f64))
+    let (name, title, includes) = match view.clustering {
+        Clustering::KMeans => {
+            ("clusters that hold images", format!("Occupancy of {} clusters", view.k), vec![0.0, f64::from(view.k)])
+        }
+        Clustering::Pic => ("clusters found", "Clusters found in each epoch".to_owned(), vec![0.0]),
     };
+    let nonempty = Line { colour: SECOND, marks: false, ..measured(view, name, |scores| Some(scores.nonempty as f64)) };
     let effective = measured(view, "effective clusters", |scores| scores.effective_clusters);
-    let title = format!("Occupancy of {} clusters", view.k);
-    Plot { id: "occupancy", title, includes: vec![0.0, f64::from(view.k)], lines: vec![effective, nonempty] }
+    Plot { id: "occupancy", title, includes, lines: vec![effective, nonempty] }
 }
 
 fn nmi_last(view: &RunView) -> Plot {
@@ -213,6 +223,18 @@ mod tests {
             assert_eq!(svg.matches("<title>").count(), 1, "{id}");
         }
         assert!(drawn[0].svg.contains("loss 4 in epoch 0, 2.5 in epoch 3; guessing, ln k = 4.61"), "{}", drawn[0].svg);
+    }
+
+    #[test]
+    fn power_iteration_has_another_number_of_clusters_in_each_epoch_and_no_objective() {
+        let mut view = RunView { clustering: Clustering::Pic, k: 20, ..healthy_view() };
+        view.scores.iter_mut().zip([80, 60, 40, 20]).for_each(|(scores, found)| scores.nonempty = found);
+        let drawn = curves(&view);
+        let texts: Vec<String> = drawn.iter().map(|curve| format!("{} {}", curve.title, curve.svg)).collect();
+        assert!(texts[0].contains("ln of the clusters found 4.382 in epoch 0, 2.996 in epoch 3"), "{}", texts[0]);
+        assert!(texts[1].contains("means of the clusters") && !texts[1].contains("k-means objective"), "{}", texts[1]);
+        assert!(texts[2].contains("clusters found 80 in epoch 0, 20 in epoch 3"), "{}", texts[2]);
+        assert!(!texts[2].contains("Occupancy of 20"), "{}", texts[2]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::style::STYLE;
 use crate::verdict::{Verdict, verdict};
 use crate::view::RunView;
 use crate::visualized::visualized_html;
+use deepcluster_domain::Clustering;
 use deepcluster_volume::RunFolder;
 use deepcluster_volume::records::{EpochScores, RunRecord, read_record};
 use std::fmt::Write;
@@ -167,7 +168,7 @@ fn epochs_html(view: &RunView) -> String {
     let columns = [
         "Epoch",
         "Loss",
-        "Objective",
+        if view.clustering == Clustering::Pic { "Squared distances" } else { "Objective" },
         "Clusters filled",
         "Effective",
         "Largest",

@@ -1,7 +1,7 @@
 //! A small run folder, made by the tests themselves through the volume, and a view of a healthy run.
 
 use crate::view::RunView;
-use deepcluster_domain::{EpochId, RunSpec};
+use deepcluster_domain::{Clustering, EpochId, RunSpec};
 use deepcluster_images::find_images;
 use deepcluster_volume::events::{EventLog, Severity};
 use deepcluster_volume::publish::{create_folder, publish_bytes};
@@ -118,6 +118,7 @@ pub(crate) fn healthy_view() -> RunView {
         run_id: "made-up".to_owned(),
         state: "finished".to_owned(),
         message: String::new(),
+        clustering: Clustering::KMeans,
         k: 100,
         n_images: 2000,
         n_skipped: 20,

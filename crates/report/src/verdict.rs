@@ -2,6 +2,7 @@
 
 use crate::html::{counted, grouped, percent, sentence};
 use crate::view::{Notice, RunView};
+use deepcluster_domain::Clustering;
 use deepcluster_domain::health::{self, Figures};
 use deepcluster_volume::records::EpochScores;
 
@@ -57,7 +58,7 @@ fn worries(view: &RunView) -> Vec<Worry> {
     let worry = |notice: &&Notice| Worry {
         kind: notice.kind.clone(),
         message: sentence(&format!("in epoch {}, {}", notice.epoch, notice.message)),
-        remedy: sentence(&notice.remedy),
+        remedy: remedy(view, &notice.remedy),
     };
     let mut worries: Vec<Worry> = current_warnings(view).iter().map(worry).collect();
     let Some(last) = view.scores.last() else { return worries };
@@ -71,9 +72,17 @@ fn worries(view: &RunView) -> Vec<Worry> {
     let told: Vec<String> = worries.iter().map(|worry| worry.kind.clone()).collect();
     for warning in health::warnings(&figures).into_iter().filter(|warning| !told.iter().any(|kind| kind == warning.kind)) {
         let message = sentence(&format!("in epoch {}, {}", last.epoch, warning.message));
-        worries.push(Worry { kind: warning.kind.to_owned(), message, remedy: sentence(warning.remedy) });
+        worries.push(Worry { kind: warning.kind.to_owned(), message, remedy: remedy(view, warning.remedy) });
     }
     worries
+}
+
+/// What to do about a warning, as a sentence.
+fn remedy(view: &RunView, remedy: &str) -> String {
+    match view.clustering {
+        Clustering::KMeans => sentence(remedy),
+        Clustering::Pic => sentence(health::without_k(remedy)),
+    }
 }
 
 fn current_warnings(view: &RunView) -> Vec<&Notice> {
@@ -247,6 +256,9 @@ mod tests {
         let found = verdict(&RunView { scores: stuck.to_vec(), ..healthy_view() });
         assert!(!found.healthy && found.headline.contains("ln k = 4.605"), "{found:?}");
         assert!(found.actions[0].contains("--lr"), "{found:?}");
+
+        let found = verdict(&RunView { clustering: Clustering::Pic, scores: stuck.to_vec(), ..healthy_view() });
+        assert!(found.actions[0].contains("--lr") && !found.actions[0].contains("--k"), "{found:?}");
 
         let warning = Notice {
             epoch: 3,

@@ -1,5 +1,6 @@
 //! The figures of a run, from its record and its events.
 
+use deepcluster_domain::Clustering;
 use deepcluster_volume::events::{Event, EventLog};
 use deepcluster_volume::records::{EpochScores, RunRecord, read_record};
 use deepcluster_volume::{RunFolder, VolumeError};
@@ -40,7 +41,9 @@ pub struct RunView {
     pub state: String,
     /// Why, where there is something to say; empty otherwise.
     pub message: String,
-    /// Number of clusters.
+    /// How features become pseudo-labels.
+    pub clustering: Clustering,
+    /// Number of clusters; of power iteration clustering, that of the last epoch.
     pub k: u32,
     /// Images found.
     pub n_images: usize,
@@ -88,6 +91,8 @@ impl RunView {
             run_id: record.run_id.clone(),
             state: record.state.to_string(),
             message: record.message.clone(),
+            // What cannot be read is older than the choice, or of a version to come; k-means is the recipe's.
+            clustering: record.spec.clustering.parse().unwrap_or(Clustering::KMeans),
             k,
             n_images: record.resolved.n_images,
             n_skipped: record.resolved.n_skipped,
@@ -95,6 +100,14 @@ impl RunView {
             scores: scores.into_values().collect(),
             warnings,
             faults,
+        }
+    }
+
+    /// Number of clusters of an epoch: that which was asked for, or which power iteration clustering found in it.
+    pub fn k_of(&self, scores: &EpochScores) -> u32 {
+        match self.clustering {
+            Clustering::KMeans => self.k,
+            Clustering::Pic => scores.nonempty as u32,
         }
     }
 }
