@@ -132,7 +132,10 @@ impl Plot {
     }
 
     fn draw(&self, svg: &mut String) -> Result<(), DrawingAreaErrorKind<io::Error>> {
-        let (epochs, values) = self.ranges();
+        let ((first, last), values) = self.ranges();
+        // One epoch stands in the middle, between two that are not there, and what has no marks would not be seen.
+        let alone = first == last;
+        let epochs = if alone { (first - 1, first + 1) } else { (first, last) };
         let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&area)
             .margin(12)
@@ -145,6 +148,10 @@ impl Plot {
             true => format!("{value:.digits$}"),
             false => short(*value),
         };
+        let epoch_label = |epoch: &i64| match (first..=last).contains(epoch) {
+            true => epoch.to_string(),
+            false => String::new(),
+        };
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -155,12 +162,14 @@ impl Plot {
             .bold_line_style(INK.mix(0.15))
             .axis_style(INK.mix(0.6))
             .label_style(("sans-serif", 15, &INK))
+            .x_label_formatter(&epoch_label)
             .y_label_formatter(&value_label)
             .x_desc("epoch")
             .draw()?;
         for line in &self.lines {
             let style = line.colour.filled().stroke_width(2);
-            let series = LineSeries::new(line.points.iter().copied(), style).point_size(if line.marks { 3 } else { 0 });
+            let points = line.points.iter().map(|(epoch, value)| (i64::from(*epoch), *value));
+            let series = LineSeries::new(points, style).point_size(if line.marks || alone { 3 } else { 0 });
             chart
                 .draw_series(series)?
                 .label(line.name.as_str())
@@ -176,8 +185,8 @@ impl Plot {
         area.present()
     }
 
-    /// First and last epoch, lowest and highest value that are shown; never an empty range.
-    fn ranges(&self) -> ((u32, u32), (f64, f64)) {
+    /// First and last epoch, lowest and highest value that are shown; of the values never an empty range.
+    fn ranges(&self) -> ((i64, i64), (f64, f64)) {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let first = points().map(|(epoch, _)| *epoch).min().unwrap_or(0);
         let last = points().map(|(epoch, _)| *epoch).max().unwrap_or(0);
@@ -186,8 +195,7 @@ impl Plot {
         let room = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-6);
         // What is bounded by its nature keeps its bound.
         let bottom = if self.includes.contains(&low) { low } else { low - room };
-        let first = first.min(u32::MAX - 1);
-        ((first, last.max(first + 1)), (bottom, high + room))
+        ((i64::from(first), i64::from(last)), (bottom, high + room))
     }
 }
 
@@ -241,8 +249,14 @@ mod tests {
     fn one_epoch_is_enough_and_none_is_not() {
         let mut view = healthy_view();
         view.scores = vec![EpochScores { loss: f64::NAN, nmi_classes: None, ami_classes: None, ..scores(0) }];
-        let ids: Vec<_> = curves(&view).iter().map(|curve| curve.id).collect();
+        let drawn = curves(&view);
+        let ids: Vec<_> = drawn.iter().map(|curve| curve.id).collect();
         assert_eq!(ids, ["objective", "occupancy"]);
+        // A mark for each line; of both axes 0 has a label, and no epoch that is not there.
+        let svg = &drawn[1].svg;
+        assert!(svg.matches("<circle").count() >= 2, "{svg}");
+        let labels = |text: &str| svg.lines().filter(|line| line.trim() == text).count();
+        assert_eq!([labels("-1"), labels("0"), labels("1")], [0, 2, 0], "{svg}");
         view.scores.clear();
         assert!(curves(&view).is_empty());
     }
