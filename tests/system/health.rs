@@ -1,6 +1,6 @@
 //! Training that goes wrong says so, with figures and a remedy.
 
-use crate::support::{Followed, pictures, text};
+use crate::support::{Followed, deepcluster, pictures, text};
 use serde_json::Value;
 use std::path::Path;
 
@@ -40,5 +40,10 @@ fn a_loss_that_does_not_move_is_a_warning() {
     let stuck = found.iter().find(|warning| warning["kind"] == "stuck-loss").unwrap();
     assert_eq!(stuck["epoch"], 1);
     assert!(stuck["message"].as_str().unwrap().contains("ln k = 2.079"), "{stuck}");
+    // The recipe's 256 dimensions are too many for 200 pictures.
+    let page = volume.path().join("report.html");
+    deepcluster(["report", text(&volume.path().join("runs/run-0001")), "--to", text(&page)]).good();
+    let page = std::fs::read_to_string(&page).unwrap();
+    assert!(page.contains("whitening to 256 dimensions makes 200 images") && page.contains("Lower --pca"), "no such warning");
     assert!(events.iter().all(|event| event["severity"].is_string() && event["number"].is_u64() && event["time"].is_f64()));
 }

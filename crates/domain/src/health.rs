@@ -3,6 +3,8 @@
 //! What users of the original ask about (loss stuck at ln k, empty clusters, nearly all images in one) is said here, at
 //! the epoch where it shows.
 
+use crate::Clustering;
+
 /// One cluster with more than this share of all images is a collapse.
 pub const LARGEST_SHARE: f64 = 0.5;
 
@@ -15,6 +17,12 @@ pub const GUESSING: f64 = 0.98;
 
 /// A loss that is so many times that of the epoch before, and of guessing, is not on its way down.
 pub const RISING: f64 = 1.1;
+
+/// More clusters than this share of the images are no groups of images.
+pub const MANY_CLUSTERS: f64 = 0.5;
+
+/// Whitened to more dimensions than this share of their number, images are all nearly equally far from each other.
+pub const MANY_DIMENSIONS: f64 = 0.5;
 
 /// Remedies that name --k.
 const STUCK: &str = "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)";
@@ -36,10 +44,23 @@ pub struct Figures {
     pub effective_clusters: f64,
 }
 
+/// What an epoch clusters, and into how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proportions {
+    /// How.
+    pub clustering: Clustering,
+    /// Images that take part.
+    pub images: usize,
+    /// Number of clusters.
+    pub k: u32,
+    /// Dimensions that whitening is to keep.
+    pub dims: u32,
+}
+
 /// Something that should worry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Warning {
-    /// "stuck-loss", "rising-loss" or "collapse".
+    /// "stuck-loss", "rising-loss", "collapse", "many-clusters" or "many-dimensions".
     pub kind: &'static str,
     /// What is the matter, with the figures.
     pub message: String,
@@ -95,6 +116,32 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
     warnings
 }
 
+/// Everything that should worry about what an epoch clusters.
+pub fn disproportions(of: &Proportions) -> Vec<Warning> {
+    let Proportions { clustering, images, k, dims } = *of;
+    let mut warnings = Vec::new();
+    if f64::from(k) > MANY_CLUSTERS * images as f64 {
+        warnings.push(Warning {
+            kind: "many-clusters",
+            message: format!("there are {k} clusters of {images} images, which leaves fewer than two images to a cluster"),
+            remedy: match clustering {
+                Clustering::KMeans => "lower --k, or train on more images",
+                Clustering::Pic => "lower --pca, or train on more images",
+            },
+        });
+    }
+    if f64::from(dims) > MANY_DIMENSIONS * images as f64 {
+        warnings.push(Warning {
+            kind: "many-dimensions",
+            message: format!(
+                "whitening to {dims} dimensions makes {images} images nearly equally far from each other, whatever they show"
+            ),
+            remedy: "lower --pca well below the number of images",
+        });
+    }
+    warnings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +162,18 @@ mod tests {
         assert_eq!(kinds(Figures { largest_share: 0.6, ..HEALTHY }), ["collapse"]);
         let few = warnings(&Figures { effective_clusters: 9.9, ..HEALTHY });
         assert!(few[0].message.contains("9.9 effective clusters of 100"), "{}", few[0].message);
+    }
+
+    #[test]
+    fn clusters_and_dimensions_nearly_as_many_as_images_are_named() {
+        let fit = Proportions { clustering: Clustering::KMeans, images: 200, k: 100, dims: 100 };
+        assert!(disproportions(&fit).is_empty());
+        let [clusters, dims]: [Warning; 2] = disproportions(&Proportions { k: 101, dims: 101, ..fit }).try_into().unwrap();
+        assert_eq!([clusters.kind, dims.kind], ["many-clusters", "many-dimensions"]);
+        assert!(clusters.message.contains("101 clusters of 200 images") && clusters.remedy.contains("--k"), "{clusters:?}");
+        assert!(dims.message.contains("101 dimensions makes 200 images") && dims.remedy.contains("--pca"), "{dims:?}");
+        let found = disproportions(&Proportions { clustering: Clustering::Pic, k: 150, ..fit });
+        assert!(found.len() == 1 && !found[0].remedy.contains("--k"), "{found:?}");
     }
 
     #[test]

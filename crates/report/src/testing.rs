@@ -120,6 +120,7 @@ pub(crate) fn healthy_view() -> RunView {
         message: String::new(),
         clustering: Clustering::KMeans,
         k: 100,
+        dims: 256,
         n_images: 2000,
         n_skipped: 20,
         epochs: 4,

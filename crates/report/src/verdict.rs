@@ -3,7 +3,7 @@
 use crate::html::{counted, grouped, percent, sentence};
 use crate::view::{Notice, RunView};
 use deepcluster_domain::Clustering;
-use deepcluster_domain::health::{self, Figures};
+use deepcluster_domain::health::{self, Figures, Proportions};
 use deepcluster_volume::records::EpochScores;
 
 /// An NMI with the epoch before above this is hardly any change.
@@ -69,8 +69,10 @@ fn worries(view: &RunView) -> Vec<Worry> {
         largest_share: last.largest_share,
         effective_clusters: last.effective_clusters.unwrap_or(f64::INFINITY),
     };
+    let proportions = Proportions { clustering: view.clustering, images: last.images, k: view.k, dims: view.dims };
+    let found = health::warnings(&figures).into_iter().chain(health::disproportions(&proportions));
     let told: Vec<String> = worries.iter().map(|worry| worry.kind.clone()).collect();
-    for warning in health::warnings(&figures).into_iter().filter(|warning| !told.iter().any(|kind| kind == warning.kind)) {
+    for warning in found.filter(|warning| !told.iter().any(|kind| kind == warning.kind)) {
         let message = sentence(&format!("in epoch {}, {}", last.epoch, warning.message));
         worries.push(Worry { kind: warning.kind.to_owned(), message, remedy: remedy(view, warning.remedy) });
     }
@@ -276,6 +278,19 @@ mod tests {
         collapsed.scores[3].largest_share = 0.1;
         let found = verdict(&collapsed);
         assert!(found.healthy && found.reasons.contains(&"1 warning in earlier epochs.".to_owned()), "{found:?}");
+    }
+
+    #[test]
+    fn clusters_and_dimensions_nearly_as_many_as_images_are_no_sign_of_health() {
+        let mut view = RunView { k: 1000, ..healthy_view() };
+        view.scores[3].effective_clusters = Some(900.0);
+        let found = verdict(&view);
+        assert!(!found.healthy && found.headline.contains("1000 clusters of 1980 images"), "{found:?}");
+        assert_eq!(found.actions, ["Lower --k, or train on more images."]);
+        view = RunView { dims: 1000, ..healthy_view() };
+        let found = verdict(&view);
+        assert!(!found.healthy && found.headline.contains("1000 dimensions"), "{found:?}");
+        assert!(found.actions[0].contains("--pca"), "{found:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The figures of a run, from its record and its events.
 
-use deepcluster_domain::Clustering;
+use deepcluster_domain::geometry::embedding_width;
+use deepcluster_domain::{Architecture, Clustering};
 use deepcluster_volume::events::{Event, EventLog};
 use deepcluster_volume::records::{EpochScores, RunRecord, read_record};
 use deepcluster_volume::{RunFolder, VolumeError};
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 pub struct Notice {
     /// The epoch that it happened in.
     pub epoch: u32,
-    /// Of a warning "stuck-loss", "collapse" or "not-finite"; empty for a fault.
+    /// Of a warning its kind, as "stuck-loss", "collapse" or "not-finite"; empty for a fault.
     pub kind: String,
     /// Of a fault who failed, as the coordinator names it; empty for a warning.
     pub worker: String,
@@ -45,6 +46,8 @@ pub struct RunView {
     pub clustering: Clustering,
     /// Number of clusters; of power iteration clustering, that of the last epoch.
     pub k: u32,
+    /// Dimensions that whitening is to keep.
+    pub dims: u32,
     /// Images found.
     pub n_images: usize,
     /// Images that cannot be read, of those.
@@ -94,6 +97,10 @@ impl RunView {
             // What cannot be read is older than the choice, or of a version to come; k-means is the recipe's.
             clustering: record.spec.clustering.parse().unwrap_or(Clustering::KMeans),
             k,
+            dims: match record.spec.arch.parse::<Architecture>() {
+                Ok(architecture) => record.spec.pca.min(embedding_width(architecture)),
+                Err(_) => record.spec.pca,
+            },
             n_images: record.resolved.n_images,
             n_skipped: record.resolved.n_skipped,
             epochs: record.spec.epochs,
