@@ -65,10 +65,14 @@ fn a_report_is_one_page_that_a_browser_shows_with_the_filters() {
     report(&folder, &page, &["--images", text(pictures())]);
     assert!(look(&page, &expected(4), out.path()).contains("content"));
 
+    let named: Value = serde_json::from_slice(&fs::read(folder.join("visualize/filters.json")).unwrap()).unwrap();
+    assert_eq!((&named["run"], &named["epoch"], &named["layer"]), (&json!("run-0001"), &last["epoch"], &json!("conv1")));
+
     // One filter by its number, somewhere else; the same picture again.
     let elsewhere = out.path().join("elsewhere");
     let flags = format!("--filters 2-2 --steps 40 --device cpu --precision f32 --to {}", text(&elsewhere));
-    deepcluster(["visualize", "filters", text(&folder)].into_iter().chain(flags.split(' '))).good();
+    let said = deepcluster(["visualize", "filters", text(&folder)].into_iter().chain(flags.split(' '))).good();
+    assert!(said.contains("pictures of 1 filter of conv1"), "{said}");
     let picture = |folder: &Path| fs::read(folder.join("conv1-0002.png")).unwrap();
     assert_eq!(picture(&elsewhere), picture(&folder.join("visualize")));
     fs::remove_dir_all(folder.join("visualize")).unwrap();
@@ -90,6 +94,8 @@ fn reports_and_pictures_that_cannot_be_are_refused_in_a_sentence() {
         (vec!["visualize", "filters", run, "--layer", "conv9"], "unknown layer 'conv9'"),
         (vec!["visualize", "filters", run, "--filters", "3,x"], "neither how many filters nor which"),
         (vec!["visualize", "filters", run, "--lr", "-1"], "--lr -1"),
+        (vec!["visualize", "filters", run, "--to", run], "is not empty"),
+        (vec!["visualize", "filters", run, "--to", "/dev/null"], "is no folder"),
         (vec!["visualize", "filters", run, "--device", "cpu", "--filters", "96-96"], "has 96 filters"),
     ] {
         let outcome = deepcluster(&arguments);

@@ -119,7 +119,10 @@ impl SortArgs {
 }
 
 /// A folder that does not exist or is empty: nothing of anybody's may be mixed with what is laid out.
-fn check_free(folder: &Path) -> Result<(), Failure> {
+///
+/// # Errors
+/// When it is another thing, holds something, or cannot be looked into.
+pub fn check_free(folder: &Path) -> Result<(), Failure> {
     let named = |error: io::Error| Failure::usage(format!("--to {}: {error}", folder.display()));
     match fs::symlink_metadata(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

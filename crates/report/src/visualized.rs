@@ -20,6 +20,9 @@ const COLUMNS: u32 = 3;
 /// `visualize/filters.json`.
 #[derive(Deserialize)]
 struct Visualized {
+    /// The epoch that has left the network so; none of one that has not learned anything, or was not written down.
+    #[serde(default)]
+    epoch: Option<u32>,
     layer: String,
     filters: Vec<Filter>,
 }
@@ -58,10 +61,11 @@ pub(crate) fn visualized_html(run: &RunFolder, images_root: &Path) -> String {
 fn filters_html(found: &Visualized, folder: &Path, images_root: &Path) -> String {
     let shown = found.filters.get(..MOST.min(found.filters.len())).unwrap_or_default();
     let mut html = format!(
-        "<p>{} of layer <code>{}</code>{}. On the left of each the images that excite it most, in order; on the right a picture \
+        "<p>{} of layer <code>{}</code>{}{}. On the left of each the images that excite it most, in order; on the right a picture \
          that gradient ascent made to excite it.</p>\n<div class=\"filters\">\n",
         counted(found.filters.len(), "filter", "filters"),
         escape(&found.layer),
+        found.epoch.map_or(String::new(), |epoch| format!(" as epoch {epoch} has left it")),
         if shown.len() < found.filters.len() { format!(", of which the first {MOST} are shown") } else { String::new() },
     );
     let make = |thumbnailer: &mut Thumbnailer, filter: &Filter| filter_html(thumbnailer, filter, folder, images_root);
@@ -108,11 +112,14 @@ mod tests {
         let made = made_up_run(folder.path());
         assert!(visualized_html(&made.run, &made.images).contains("deepcluster visualize filters"));
         let beside = made.run.path().join("visualize");
-        let text = br#"{"layer":"conv<1>","filters":[{"filter":4,"top":["dogs/05.png","gone.png"],"ascent":"a.png"}]}"#;
+        let text = br#"{"epoch":1,"layer":"conv<1>","filters":[{"filter":4,"top":["dogs/05.png","gone.png"],"ascent":"a.png"}]}"#;
         publish_bytes(&beside.join("filters.json"), text).unwrap();
         RgbImage::new(20, 20).save(beside.join("a.png")).unwrap();
         let html = visualized_html(&made.run, &made.images);
-        assert!(html.contains("1 filter of layer <code>conv&lt;1&gt;</code>") && html.contains("Filter 4"), "{html}");
+        assert!(
+            html.contains("1 filter of layer <code>conv&lt;1&gt;</code> as epoch 1 has left it.") && html.contains("Filter 4"),
+            "{html}"
+        );
         assert_eq!((html.matches("<img ").count(), html.matches("cannot be read").count()), (2, 1), "{html}");
         publish_bytes(&beside.join("filters.json"), b"{").unwrap();
         assert!(visualized_html(&made.run, &made.images).contains("makes it anew"));

@@ -7,6 +7,7 @@ use crate::eval::site::Site;
 use crate::eval::subject::{Subject, SubjectArgs};
 use crate::failure::{Failure, say};
 use crate::report::images_root;
+use crate::sort::check_free;
 use crate::train::images_below_root;
 use deepcluster_proto::v1::{AscendRequest, AscendResult, ExtractRequest, Progress};
 use deepcluster_service::requests::record_of;
@@ -32,7 +33,8 @@ const BATCH: u32 = 16;
 pub struct FiltersArgs {
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Where the pictures and filters.json go, instead of the folder `visualize` of the run, where `report` finds them
+    /// Where the pictures and filters.json go, a new folder or an empty one, instead of the folder `visualize` of the run, where
+    /// `report` finds them
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
     /// The layer: conv1 … conv5, layer1 … layer4, pool, fc6, fc7
@@ -107,9 +109,11 @@ impl FiltersArgs {
         }
         let subject = self.subject.find()?;
         subject.layers(std::slice::from_ref(&self.layer), Vec::new())?;
+        // The run's own folder takes one picture after the other; in another one lies what is somebody else's.
+        self.to.as_deref().map_or(Ok(()), check_free)?;
         let to = self.to.clone().unwrap_or_else(|| subject.run.path().join("visualize"));
         if fs::metadata(&to).is_ok_and(|found| !found.is_dir()) {
-            return Err(Failure::usage(format!("--to {} is there already and is not a folder", to.display())));
+            return Err(Failure::usage(format!("{} is there already and is not a folder", to.display())));
         }
         let record: RunRecord = read_record(&subject.run.run_json())?;
         let root = images_root(&record.spec.images, self.images.as_deref())?;
@@ -149,7 +153,7 @@ impl FiltersArgs {
         let results = site.extracted(&listed, &self.layer, &change).await?;
         let tops = most_exciting(&subject.volume, &listed.entries, &results, &self.filters.0)?;
         let mut sheets = Sheets::new(root, subject.spec.image_size, subject.spec.cache_side);
-        self.write(to, &listed.entries, &tops, &ascended, &mut sheets)
+        self.write(subject, to, &listed.entries, (tops.as_slice(), &ascended), &mut sheets)
     }
 
     async fn ascend(&self, subject: &Subject, site: &Site<'_>) -> Result<Ascended, Failure> {
@@ -177,10 +181,10 @@ impl FiltersArgs {
     /// Publishes the pictures, and then the file that names them.
     fn write(
         &self,
+        subject: &Subject,
         to: &Path,
         images: &[ImageEntry],
-        tops: &[Vec<Excited>],
-        ascended: &Ascended,
+        (tops, ascended): (&[Vec<Excited>], &Ascended),
         sheets: &mut Sheets<'_>,
     ) -> Result<Vec<Value>, Failure> {
         publish::create_folder(to)?;
@@ -200,7 +204,7 @@ impl FiltersArgs {
             }));
             named.push(json!({"filter": filter, "top": paths, "ascent": ascent}));
         }
-        let file = json!({"layer": self.layer, "filters": named}).to_string();
+        let file = json!({"run": subject.run_id, "epoch": subject.epoch, "layer": self.layer, "filters": named}).to_string();
         publish::publish_bytes(&to.join("filters.json"), file.as_bytes())?;
         Ok(shown)
     }
@@ -214,7 +218,8 @@ impl FiltersArgs {
             Some(_) => String::new(),
         };
         let (n, layer, name) = (shown.len(), &self.layer, subject.name());
-        say(format!("{name}: wrote pictures of {n} filters of {layer} to {}{hint}", to.display()))
+        let filters = if n == 1 { "filter" } else { "filters" };
+        say(format!("{name}: wrote pictures of {n} {filters} of {layer} to {}{hint}", to.display()))
     }
 }
 
