@@ -136,7 +136,8 @@ fn linear_probes_tell_easy_pictures_apart_at_every_layer() {
     }
     assert!(tiny.sites("linear").is_empty(), "nothing is left of it");
 
-    let printed = tiny.linear("--epochs 15 --batch 16 --lr 0.05 --standardise --layer pool --ten-crops").good();
+    // A layer that is named twice is probed once.
+    let printed = tiny.linear("--epochs 15 --batch 16 --lr 0.05 --standardise --layer pool,pool --ten-crops").good();
     let rows = events(&printed, "linear");
     assert_eq!((rows.len(), &rows[0]["ten_crops"]), (1, &Value::Bool(true)));
     assert!(number(&rows[0], "top1") > 0.6, "{printed}");
@@ -179,6 +180,16 @@ fn linear_probes_go_on_after_a_kill() {
     let flags = "--layer layer1 --epochs 50 --batch 16 --checkpoint-every 8 --device cpu --json";
     let words = tiny.words("linear", &[("train", &tiny.train()), ("test", &tiny.test())], flags);
     goes_on_after_a_kill(&words, "linear", "linear", u64::from(TRAIN) * 4 / 16);
+}
+
+#[test]
+fn probes_that_diverge_name_what_may_help() {
+    let _turn = turn();
+    let tiny = Tiny::made();
+    refused(&tiny.linear("--epochs 3 --batch 16 --lr 1e30 --layer pool"), &["not finite", "a lower --lr", "--standardise"]);
+    let printed = tiny.linear("--epochs 1 --batch 16 --lr 1000 --layer pool").good();
+    let said = &events(&printed, "warning")[0];
+    assert!(said["message"].as_str().unwrap().contains("--standardise or a lower --lr may help"), "{printed}");
 }
 
 #[test]

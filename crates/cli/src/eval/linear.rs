@@ -75,9 +75,9 @@ impl LinearArgs {
         let name = self.name(&subject, &layers)?;
         subject
             .with_site(&name, self.subject.json, async |site| {
-                let (scores, classes) = self.evaluate(&subject, site, layers).await?;
+                let (scores, classes, loss) = self.evaluate(&subject, site, layers).await?;
                 site.clean()?;
-                self.print(&subject, &scores, classes)
+                self.print(&subject, &scores, classes, loss)
             })
             .await
     }
@@ -102,7 +102,13 @@ impl LinearArgs {
         Ok(name_of("linear", &question))
     }
 
-    async fn evaluate(&self, subject: &Subject, site: &Site<'_>, layers: Vec<String>) -> Result<(ScoreResult, usize), Failure> {
+    /// What the probes get right, how many classes there are, and the probes' mean loss in the last epoch.
+    async fn evaluate(
+        &self,
+        subject: &Subject,
+        site: &Site<'_>,
+        layers: Vec<String>,
+    ) -> Result<(ScoreResult, usize, f64), Failure> {
         let train = site.classified("train", &self.train, None)?;
         let test = site.classified("test", &self.test, Some(&train.names))?;
         let probes = Probes {
@@ -114,7 +120,7 @@ impl LinearArgs {
             momentum: MOMENTUM,
             weight_decay: self.weight_decay,
         };
-        let trained = self.teach(subject, site, &train, probes.clone()).await?;
+        let (trained, loss) = self.teach(subject, site, &train, probes.clone()).await?;
         let images = site.prepared(&test).await?;
         let request = ScoreRequest {
             images: Some(images),
@@ -126,11 +132,11 @@ impl LinearArgs {
             ten_crops: self.ten_crops,
         };
         let mut told = |progress: &Progress| site.told("test", progress.done, progress.total, 0.0);
-        Ok((site.calls.score(&request, &mut told).await?, train.names.len()))
+        Ok((site.calls.score(&request, &mut told).await?, train.names.len(), loss))
     }
 
-    /// The probes, taught from where an earlier command was interrupted.
-    async fn teach(&self, subject: &Subject, site: &Site<'_>, train: &Listed, probes: Probes) -> Result<File, Failure> {
+    /// The probes, taught from where an earlier command was interrupted, and their mean loss in the last epoch.
+    async fn teach(&self, subject: &Subject, site: &Site<'_>, train: &Listed, probes: Probes) -> Result<(File, f64), Failure> {
         let volume = &subject.volume;
         let images: ClassifiedImages = site.prepared(train).await?;
         let mut saved = Saved::at(site);
@@ -147,7 +153,13 @@ impl LinearArgs {
             saved: saved.file(),
         };
         let mut last_epoch = None;
+        // Images seen and mean loss over them, before the last epoch and now.
+        let (mut before, mut now) = ((0, 0.0), (0, 0.0));
         let mut told = |progress: &Progress| {
+            now = (progress.done, progress.loss);
+            if progress.done <= progress.total - progress.total / u64::from(self.epochs) {
+                before = now;
+            }
             site.told("probes", progress.done, progress.total, progress.loss);
             let epoch = progress.done * u64::from(self.epochs) / progress.total.max(1);
             if last_epoch.replace(epoch) != Some(epoch) {
@@ -156,12 +168,32 @@ impl LinearArgs {
             }
         };
         let mut kept = |file: TrainSaved| saved.keep("probes", &file);
-        let result = site.calls.probe(&request, &mut told, &mut kept).await?;
-        result.probes.ok_or_else(|| Failure::other("the trainer made no probes"))
+        let result = site.calls.probe(&request, &mut told, &mut kept).await.map_err(|failure| self.with_hint(failure))?;
+        let probes = result.probes.ok_or_else(|| Failure::other("the trainer made no probes"))?;
+        Ok((probes, loss_since(before, now)))
     }
 
-    fn print(&self, subject: &Subject, scores: &ScoreResult, n_classes: usize) -> Result<(), Failure> {
+    /// Says what else may help where numbers of the probes grew beyond all bounds, which the trainer calls "not finite". The same
+    /// question would come to the same end.
+    fn with_hint(&self, failure: Failure) -> Failure {
+        let more = if self.standardise { "" } else { ", and so may --standardise" };
+        match failure.message.contains("not finite") {
+            true => Failure::usage(format!("{}{more}", failure.message)),
+            false => failure,
+        }
+    }
+
+    /// What to say of probes whose loss has ended above that of guessing.
+    fn diverged(&self, loss: f64, n_classes: usize) -> Option<String> {
+        let guess = (n_classes as f64).ln();
+        let help = if self.standardise { "a lower --lr" } else { "--standardise or a lower --lr" };
+        let what = format!("the last epoch's loss is {loss:.3} on average of the layers");
+        (loss > guess).then(|| format!("{what}, and guessing has ln {n_classes} = {guess:.3}; {help} may help"))
+    }
+
+    fn print(&self, subject: &Subject, scores: &ScoreResult, n_classes: usize, loss: f64) -> Result<(), Failure> {
         let share = |hits: u64, n: u64| hits as f64 / n.max(1) as f64;
+        let diverged = self.diverged(loss, n_classes);
         if self.subject.json {
             for LayerHits { layer, top1, top5, n } in &scores.layers {
                 say(json!({
@@ -169,7 +201,7 @@ impl LinearArgs {
                     "images": n, "classes": n_classes, "epochs": self.epochs, "ten_crops": self.ten_crops,
                 }))?;
             }
-            return Ok(());
+            return diverged.map_or(Ok(()), |message| say(json!({"event": "warning", "message": message})));
         }
         let n = scores.layers.first().map_or(0, |hits| hits.n);
         say(format!("{}: linear probes on {n} images of {n_classes} classes, {} epochs", subject.name(), self.epochs))?;
@@ -180,6 +212,23 @@ impl LinearArgs {
         for image in scores.skipped.iter().take(1) {
             say(format!("{} images could not be read; one: {}", scores.skipped.len(), image.reason))?;
         }
-        Ok(())
+        diverged.map_or(Ok(()), say)
+    }
+}
+
+/// Mean loss over the images between two moments, of each of which is known how many were seen and the mean loss over them.
+fn loss_since((n_before, before): (u64, f64), (n, loss): (u64, f64)) -> f64 {
+    (loss * n as f64 - before * n_before as f64) / n.saturating_sub(n_before).max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loss_of_the_last_epoch_follows_from_the_means() {
+        assert_eq!(loss_since((0, 0.0), (10, 2.5)), 2.5);
+        assert_eq!(loss_since((30, 4.0), (40, 3.5)), 2.0);
+        assert_eq!(loss_since((40, 3.5), (40, 3.5)), 0.0);
     }
 }

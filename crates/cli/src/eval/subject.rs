@@ -81,15 +81,18 @@ impl Subject {
         self.epoch.map_or(first.to_owned(), |epoch| format!("epoch {epoch}"))
     }
 
-    /// The layers of some names; none given: `otherwise`.
+    /// The layers of some names, each once; none given: `otherwise`.
     ///
     /// # Errors
     /// When the network has none of such a name.
     pub fn layers(&self, wanted: &[String], otherwise: Vec<String>) -> Result<Vec<String>, Failure> {
         let plan = Plan::new(self.spec.architecture, self.spec.image_size, self.spec.sobel);
-        let layers = if wanted.is_empty() { otherwise } else { wanted.to_vec() };
-        for layer in &layers {
-            plan.tap(layer).map_err(|error| Failure::usage(format!("--layer: {error}")))?;
+        let mut layers: Vec<String> = Vec::new();
+        for layer in if wanted.is_empty() { otherwise } else { wanted.to_vec() } {
+            plan.tap(&layer).map_err(|error| Failure::usage(format!("--layer: {error}")))?;
+            if !layers.contains(&layer) {
+                layers.push(layer);
+            }
         }
         Ok(layers)
     }
