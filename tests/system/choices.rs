@@ -59,6 +59,9 @@ fn power_iteration_clustering_finds_its_number_of_clusters() {
     assert!(page.contains("Clusters found in each epoch") && !page.contains("k-means objective"));
     let picture = pictures().join("stripes").read_dir().unwrap().next().unwrap().unwrap().path();
     assert_eq!(deepcluster(["assign", text(&run), text(&picture)]).good().lines().count(), 2);
+    let broken = deepcluster(["assign", text(&run), text(&run.join("images.csv"))]);
+    assert!(broken.code == Some(2) && broken.stderr.contains("images.csv"), "{}", broken.stderr);
+    assert!(!run.join("assign").try_exists().unwrap(), "nothing is left");
     deepcluster(["verify", text(volume.path())]).good();
 
     arguments.extend(["--k".to_owned(), "7".to_owned()]);

@@ -201,6 +201,7 @@ fn layers_and_classes_that_are_not_there_are_named() {
     save(&other.join("violet"), "1.png", (64, 64), |x, y| [x, y, 99]);
     let unknown = tiny.eval("linear", &[("train", &tiny.train()), ("test", &other)], "--device cpu");
     refused(&unknown, &["--test", "a class 'violet' that the training images have not"]);
+    assert!(!tiny.run().join("eval").try_exists().unwrap(), "nothing is left of what failed");
 }
 
 #[test]

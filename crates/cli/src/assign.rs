@@ -43,7 +43,9 @@ struct Image {
 /// # Errors
 /// When the folder is no run of a volume, an image or folder is not there, or an image that was named by itself cannot be read.
 pub async fn assign(run_dir: &Path, images: &[PathBuf], as_json: bool) -> Result<(), Failure> {
-    last_epoch(&RunFolder::at(run_dir))?;
+    let run = RunFolder::at(run_dir);
+    last_epoch(&run)?;
+    let was_there = run.assignments().is_dir();
     let (volume, run_id) = volume_and_run(run_dir)?;
     let mut all = Vec::new();
     for image in images {
@@ -53,8 +55,12 @@ pub async fn assign(run_dir: &Path, images: &[PathBuf], as_json: bool) -> Result
         print_header(as_json)?;
         assign_all(client, &run_id, all, as_json).await
     })
-    .await?;
-    match unreadable {
+    .await;
+    if !was_there {
+        // Stays where something is in it.
+        let _ = fs::remove_dir(run.assignments());
+    }
+    match unreadable? {
         None => Ok(()),
         Some((path, reason)) => Err(Failure::usage(format!("{}: {reason}", path.display()))),
     }

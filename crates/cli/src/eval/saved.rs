@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where it stands what was saved last.
-const NOTE: &str = "saved.json";
+pub const NOTE: &str = "saved.json";
 
 /// The name of an evaluation's folder, which is the same for the same question.
 pub fn name_of(kind: &str, question: &Value) -> String {

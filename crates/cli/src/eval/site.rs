@@ -1,5 +1,6 @@
 //! Where an evaluation takes place: a folder of its own on the volume, the workers, and a line that says how far they are.
 
+use super::saved::NOTE;
 use super::subject::Subject;
 use crate::calls::Calls;
 use crate::embedded::{ServicesArgs, Stack};
@@ -55,21 +56,36 @@ impl Subject {
         json: bool,
         work: impl AsyncFnOnce(&Site<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let folder = self.run.path().join("eval").join(name);
-        sweep_dead(&self.run.path().join("eval"))?;
-        publish::create_folder(&folder)?;
+        let above = self.run.path().join("eval");
+        let folder = above.join(name);
+        sweep_dead(&above)?;
+        // Once more: another evaluation that ended may just have taken the empty folder above away.
+        publish::create_folder(&folder).or_else(|_| publish::create_folder(&folder))?;
         let _lock = lock(&folder)?;
+        let outcome = self.with_workers(&folder, json, work).await;
+        // What was wrong with the question stays wrong, a folder that has the name of this process is of no use to another, and
+        // where nothing was saved there is nothing to go on from.
+        let is_ours = process_of(name) == Some(std::process::id());
+        if outcome.as_ref().is_err_and(|failure| failure.code == 2 || is_ours || !folder.join(NOTE).is_file()) {
+            publish::remove(&folder)?;
+        }
+        // Stays where something is in it.
+        let _ = std::fs::remove_dir(&above);
+        outcome
+    }
+
+    async fn with_workers<T>(
+        &self,
+        folder: &Path,
+        json: bool,
+        work: impl AsyncFnOnce(&Site<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let stack = Stack::workers(self.volume.root(), &ServicesArgs::ONE_EACH)?;
         let bar = (!json && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0));
-        let site = Site { subject: self, calls: Calls::of(&stack)?, folder, bar, json };
+        let site = Site { subject: self, calls: Calls::of(&stack)?, folder: folder.to_owned(), bar, json };
         let outcome = while_alive(stack, "; the same command goes on", work(&site)).await;
         if let Some(bar) = &site.bar {
             bar.finish_and_clear();
-        }
-        // What was wrong with the question stays wrong, and a folder that has the name of this process is of no use to another.
-        let is_ours = process_of(name) == Some(std::process::id());
-        if outcome.as_ref().is_err_and(|failure| failure.code == 2 || is_ours) {
-            site.clean()?;
         }
         outcome
     }
