@@ -1,5 +1,5 @@
 //! Questions in the layout of the Oxford and Paris buildings: for each, NAME_query.txt with an image and a box in it, and lists of
-//! images that show the same (NAME_good.txt, NAME_ok.txt) or do not count (NAME_junk.txt).
+//! images that show the same (NAME_good.txt, NAME_ok.txt) or do not count (NAME_junk.txt, which may be missing).
 
 use crate::failure::Failure;
 use deepcluster_domain::ranking::Relevance;
@@ -88,6 +88,9 @@ fn query(folder: &Path, name: &str, ids: &Ids) -> Result<Query, Failure> {
     // What does not count does not, even where another list names it, too.
     for (list, meaning) in [("good", Relevance::Positive), ("ok", Relevance::Positive), ("junk", Relevance::Ignored)] {
         let path = folder.join(format!("{name}_{list}.txt"));
+        if list == "junk" && !path.try_exists().map_err(|error| Failure::usage(format!("{}: {error}", path.display())))? {
+            continue;
+        }
         for (number, id) in self::lines(&path)? {
             let row = ids.get(&id);
             let row = row.ok_or_else(|| Failure::usage(format!("{} line {number}: there is no image '{id}'", path.display())))?;
@@ -165,6 +168,9 @@ mod tests {
         sentence("hall_1_ok.txt", "two\nsix", "line 2: there is no image 'six'");
         sentence("hall_1_good.txt", "one", "name no image that counts");
         fs::remove_file(folder.path().join("hall_1_junk.txt")).unwrap();
-        assert!(read(folder.path(), &ids()).unwrap_err().message.contains("hall_1_junk.txt"));
+        let without = read(folder.path(), &ids()).unwrap();
+        assert_eq!(without[0].relevance, [Relevance::Positive, Relevance::Positive, Relevance::Negative]);
+        fs::remove_file(folder.path().join("hall_1_ok.txt")).unwrap();
+        assert!(read(folder.path(), &ids()).unwrap_err().message.contains("hall_1_ok.txt"));
     }
 }

@@ -33,7 +33,8 @@ pub struct RetrievalArgs {
     /// Images, in any folders; the name of a file without its ending is what the lists call it
     #[arg(long, value_name = "FOLDER")]
     images: PathBuf,
-    /// Questions and answers: NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt; without it, the folder gt of the images
+    /// Questions and answers: NAME_query.txt, NAME_good.txt, NAME_ok.txt, and NAME_junk.txt where there is any; without it, the
+    /// folder gt of the images
     #[arg(long, value_name = "FOLDER")]
     ground_truth: Option<PathBuf>,
     /// Compare activations of this layer: conv1 … conv5, layer1 … layer4; without it, the last convolution or stage
