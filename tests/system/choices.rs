@@ -53,7 +53,8 @@ fn power_iteration_clustering_finds_its_number_of_clusters() {
         assert!(centroids.iter().all(|value| value.is_finite()));
         assert!(said.contains(&format!("\"nonempty\":{}", clusters.len())), "{said}");
     }
-    let page = volume.path().join("report.html");
+    let out = tempfile::tempdir().unwrap();
+    let page = out.path().join("report.html");
     deepcluster(["report", text(&run), "--to", text(&page)]).good();
     let page = std::fs::read_to_string(&page).unwrap();
     assert!(page.contains("Clusters found in each epoch") && !page.contains("k-means objective"));
