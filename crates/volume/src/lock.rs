@@ -186,8 +186,21 @@ fn host() -> String {
 fn describe(path: &Path) -> String {
     let owner = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Owner>(&text).ok());
     match owner {
-        Some(Owner { host, pid, since, .. }) => format!("host {host}, process {pid}, since {since} (seconds since 1970)"),
+        Some(Owner { host, pid, since, .. }) => {
+            let held = (seconds_since_1970() as u64).saturating_sub(since);
+            format!("host {host}, process {pid}, for {}", span(held))
+        }
         None => "another coordinator".to_owned(),
+    }
+}
+
+/// A span of time in its two largest units, as everywhere: "45 s", "3 min 20 s", "2 h 5 min", "3 d 4 h".
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
     }
 }
 
@@ -206,6 +219,9 @@ mod tests {
         let sentence = VolumeLock::take(folder.path(), PATIENCE).err().unwrap().to_string();
         assert!(sentence.contains("already owned by host"), "{sentence}");
         assert!(sentence.contains(&format!("process {}", std::process::id())), "{sentence}");
+        let held = sentence.rsplit_once(", for ").unwrap().1;
+        assert!(held.ends_with(" s") && held.len() < 5, "a moment: {sentence}");
+        assert_eq!([45, 200, 7_500, 273_600].map(span), ["45 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]);
         let token = lock.token();
         drop(lock);
         assert_eq!(VolumeLock::take(folder.path(), PATIENCE).unwrap().token(), token + 1);
