@@ -40,6 +40,7 @@ fn a_loss_that_does_not_move_is_a_warning() {
     let stuck = found.iter().find(|warning| warning["kind"] == "stuck-loss").unwrap();
     assert_eq!(stuck["epoch"], 1);
     assert!(stuck["message"].as_str().unwrap().contains("ln k = 2.079"), "{stuck}");
+    assert_eq!(found.iter().filter(|warning| warning["kind"] == "many-dimensions").count(), 2, "of each epoch: {found:?}");
     // The recipe's 256 dimensions are too many for 200 pictures.
     let page = volume.path().join("report.html");
     deepcluster(["report", text(&volume.path().join("runs/run-0001")), "--to", text(&page)]).good();
