@@ -33,7 +33,7 @@ pub enum VolumeError {
     Lost {
         /// The volume.
         path: PathBuf,
-        /// Host, process and start of the new owner.
+        /// Host and process of the new owner, and for how long.
         owner: String,
     },
     /// Another coordinator owns the volume.
@@ -41,7 +41,7 @@ pub enum VolumeError {
     Owned {
         /// The volume.
         path: PathBuf,
-        /// Host, process and start of the owner.
+        /// Host and process of the owner, and for how long.
         owner: String,
     },
 }

@@ -54,8 +54,8 @@ impl VolumeLock {
     /// Takes a volume, making its folder if need be. An owner that has not shown any sign of life for `patience` loses it.
     ///
     /// # Errors
-    /// [`VolumeError::Owned`] with host, pid and start of the owner when it is taken; I/O errors when the volume cannot be
-    /// written.
+    /// [`VolumeError::Owned`] with host and pid of the owner, and for how long, when it is taken; I/O errors when the volume
+    /// cannot be written.
     pub fn take(root: &Path, patience: Duration) -> Result<Self, VolumeError> {
         create_folder(root)?;
         let path = owner_file(root);

@@ -8,6 +8,7 @@ use super::updates::stamp;
 use crate::run::Run;
 use axum::extract::{Path, State};
 use axum::response::Html;
+use deepcluster_domain::Clustering;
 use deepcluster_report::{Notice, curves, verdict};
 use deepcluster_service::requests::images_folder;
 use deepcluster_volume::events::seconds_since_1970;
@@ -178,7 +179,7 @@ fn epochs(glance: &Glance) -> String {
     let heads = [
         "Epoch",
         "Loss",
-        "k-means objective",
+        if glance.view.clustering == Clustering::Pic { "Sum of squared distances" } else { "k-means objective" },
         "Clusters with images",
         "Effective clusters",
         "Largest",
