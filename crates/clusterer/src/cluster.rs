@@ -26,6 +26,45 @@ const SKIPPED: i32 = -1;
 pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobContext<Saved>) -> Result<ClusterResult, Status> {
     requests::run_and_epoch(&request.run_id, request.epoch)?;
     let output = Output { volume, folder: requests::output(volume, &request.output)? };
+    let clustering = checked(request)?;
+    let device = Device::find(device_choice(&request.device)?);
+    let list = requests::verified(volume, "images", request.images.as_ref())?;
+    let features = open(volume, &request.features, Some(readable(&list)?))?;
+    let failed = |error| status(error, Some(&list));
+    let mut tell = teller(context);
+
+    let (whitening, whiten) = whitened_by(request, &features, &list, &output, context)?;
+    let points = whitening.apply(&features, &output.folder.join(POINTS), &mut tell).map_err(failed)?;
+    let (assigned, centroids, k) = match clustering {
+        Clustering::KMeans => by_kmeans(request, &points, device, &output, context)?,
+        // Its labels do not follow from centroids, so those that an earlier call has saved are no help.
+        Clustering::Pic => {
+            let (assigned, centroids, k) = by_power_iteration(&points, &mut tell).map_err(failed)?;
+            let file = publish_centroids(k, points.dims(), &centroids, &output, context)?;
+            (assigned, file, k)
+        }
+    };
+    tell("write", 0, 0).map_err(failed)?;
+    let objective = assigned.objective();
+    let [labels, distances] = publish_rows(&assigned, &features, &output)?;
+    let whitened = output.publish("whitened.npy", |path| points.publish(path, &features, &mut tell).map_err(failed))?;
+    gauge!("deepcluster_kmeans_objective").set(objective);
+    let dims = points.dims();
+    info!(epoch = request.epoch, images = features.n_kept(), dims, objective, %device, "clustering finished");
+    Ok(ClusterResult {
+        labels: Some(labels),
+        distances: Some(distances),
+        whiten: Some(whiten),
+        centroids: Some(centroids),
+        objective,
+        dims: dims as u32,
+        k,
+        whitened: Some(whitened),
+    })
+}
+
+/// The clustering that a request wants, once its numbers are in their ranges.
+fn checked(request: &ClusterRequest) -> Result<Clustering, Status> {
     let clustering = v1::Clustering::to_domain(request.clustering)?;
     for (field, value, most) in
         [("k", request.k, 10_000_000), ("pca", request.pca, 65_536), ("iterations", request.iterations, 10_000)]
@@ -37,80 +76,82 @@ pub(crate) fn cluster(volume: &Volume, request: &ClusterRequest, context: &JobCo
     if request.centroids.is_some() && request.whiten.is_none() {
         return Err(FieldError::new("whiten", "is missing, and the centroids are of no use without it").into());
     }
-    let device = Device::find(device_choice(&request.device)?);
-    let list = requests::verified(volume, "images", request.images.as_ref())?;
-    let entries = image_list::read(&list).map_err(|error| volume_status(&error))?;
-    let kept = entries.iter().map(|entry| entry.skipped.is_none()).collect();
-    // Many images have long names; they are read again should one have to be named.
-    drop(entries);
-    let features = open(volume, &request.features, Some(kept))?;
-    let seeds = Seeds::new(request.seed, EpochId(request.epoch));
-    let failed = |error| status(error, Some(&list));
-    let mut tell = teller(context);
+    Ok(clustering)
+}
 
-    let (whitening, whiten) = match &request.whiten {
-        Some(file) => {
-            let path = requests::verified(volume, "whiten", Some(file))?;
-            (Whitening::read(&path).map_err(failed)?, file.clone())
-        }
+/// Which images of a list take part. Many images have long names; they are read again should one have to be named.
+fn readable(list: &Path) -> Result<Vec<bool>, Status> {
+    let entries = image_list::read(list).map_err(|error| volume_status(&error))?;
+    Ok(entries.iter().map(|entry| entry.skipped.is_none()).collect())
+}
+
+/// The whitening that an earlier call has saved, or that of the features, which is saved then.
+fn whitened_by(
+    request: &ClusterRequest,
+    features: &Features,
+    list: &Path,
+    output: &Output<'_>,
+    context: &JobContext<Saved>,
+) -> Result<(Whitening, File), Status> {
+    let failed = |error| status(error, Some(list));
+    if let Some(file) = &request.whiten {
+        let path = requests::verified(output.volume, "whiten", Some(file))?;
+        return Ok((Whitening::read(&path).map_err(failed)?, file.clone()));
+    }
+    let seeds = Seeds::new(request.seed, EpochId(request.epoch));
+    let whitening = Whitening::fit(features, request.pca as usize, seeds, &mut teller(context)).map_err(failed)?;
+    let file = output.publish("whiten.safetensors", |path| whitening.publish(path).map_err(failed))?;
+    context.saved(Saved::Whiten(file.clone()))?;
+    Ok((whitening, file))
+}
+
+/// Labels by k-means, the file of its centroids, which an earlier call may have saved, and how many there are.
+fn by_kmeans(
+    request: &ClusterRequest,
+    points: &Points,
+    device: Device,
+    output: &Output<'_>,
+    context: &JobContext<Saved>,
+) -> Result<(Assigned, File, u32), Status> {
+    let (k, dims) = (request.k, points.dims());
+    let failed = |error| status(error, None);
+    let mut tell = teller(context);
+    let (centroids, file) = match &request.centroids {
+        Some(file) => (read_centroids(output.volume, file, k, dims)?, file.clone()),
         None => {
-            let whitening = Whitening::fit(&features, request.pca as usize, seeds, &mut tell).map_err(failed)?;
-            let file = output.publish("whiten.safetensors", |path| whitening.publish(path).map_err(failed))?;
-            context.saved(Saved::Whiten(file.clone()))?;
-            (whitening, file)
+            let seed = kmeans::seed(Seeds::new(request.seed, EpochId(request.epoch)));
+            let centroids = kmeans::kmeans(points, k, request.iterations, seed, device, &mut tell).map_err(failed)?;
+            let file = publish_centroids(k, dims, &centroids, output, context)?;
+            (centroids, file)
         }
     };
-    let dims = whitening.dims();
-    let points = whitening.apply(&features, &output.folder.join(POINTS), &mut tell).map_err(failed)?;
-    let publish_centroids = |k: u32, centroids: &[f32]| {
-        let shape = [k as usize, dims];
-        let publish = |path: &Path| npy::publish_f32(path, &shape, centroids).map_err(|error| volume_status(&error));
-        let file = output.publish("centroids.npy", publish)?;
-        context.saved(Saved::Centroids(file.clone()))?;
-        Ok::<_, Status>(file)
-    };
-    let (assigned, at_centroids, k) = match clustering {
-        Clustering::KMeans => {
-            let (centroids, file) = match &request.centroids {
-                Some(file) => (read_centroids(volume, file, request.k, dims)?, file.clone()),
-                None => {
-                    let seed = kmeans::seed(seeds);
-                    let centroids = kmeans::kmeans(&points, request.k, request.iterations, seed, device, &mut tell);
-                    let centroids = centroids.map_err(failed)?;
-                    let file = publish_centroids(request.k, &centroids)?;
-                    (centroids, file)
-                }
-            };
-            (kmeans::assign(&points, &centroids, device, &mut tell).map_err(failed)?, file, request.k)
-        }
-        // Its labels do not follow from centroids, so those that an earlier call has saved are no help.
-        Clustering::Pic => {
-            let (assigned, centroids, k) = by_power_iteration(&points, &mut tell).map_err(failed)?;
-            (assigned, publish_centroids(k, &centroids)?, k)
-        }
-    };
-    tell("write", 0, 0).map_err(failed)?;
-    let objective = assigned.objective();
+    Ok((kmeans::assign(points, &centroids, device, &mut tell).map_err(failed)?, file, k))
+}
+
+/// Publishes centroids `[k, dims]`, so that a call after this one may go on from them.
+fn publish_centroids(
+    k: u32,
+    dims: usize,
+    centroids: &[f32],
+    output: &Output<'_>,
+    context: &JobContext<Saved>,
+) -> Result<File, Status> {
+    let shape = [k as usize, dims];
+    let publish = |path: &Path| npy::publish_f32(path, &shape, centroids).map_err(|error| volume_status(&error));
+    let file = output.publish("centroids.npy", publish)?;
+    context.saved(Saved::Centroids(file.clone()))?;
+    Ok(file)
+}
+
+/// Publishes labels and distances of all images; those that take no part have neither.
+fn publish_rows(assigned: &Assigned, features: &Features, output: &Output<'_>) -> Result<[File; 2], Status> {
     let mut labels = vec![SKIPPED; features.n_rows()];
     let mut distances = vec![f32::NAN; features.n_rows()];
     for (row, (label, distance)) in features.kept_rows().zip(assigned.labels.iter().zip(&assigned.distances)) {
         labels[row] = *label;
         distances[row] = *distance;
     }
-    let [labels, distances] = output.labels_and_distances(&labels, &distances)?;
-    let whitened = output.publish("whitened.npy", |path| points.publish(path, &features, &mut tell).map_err(failed))?;
-    gauge!("deepcluster_kmeans_objective").set(objective);
-    info!(epoch = request.epoch, images = features.n_kept(), dims, objective, %device, "clustering finished");
-    Ok(ClusterResult {
-        labels: Some(labels),
-        distances: Some(distances),
-        whiten: Some(whiten),
-        centroids: Some(at_centroids),
-        objective,
-        dims: dims as u32,
-        k,
-        whitened: Some(whitened),
-    })
+    output.labels_and_distances(&labels, &distances)
 }
 
 /// Labels by power iteration clustering, the means of its clusters, and how many there are.
