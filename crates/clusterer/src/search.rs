@@ -1,8 +1,8 @@
 //! One search for similar images, from request to result.
 
 use crate::cluster::{Output, open, status, teller};
-use deepcluster_clustering::search::{Searched, queries, search as find};
-use deepcluster_clustering::{ClusteringError, Features, Whitening};
+use deepcluster_clustering::search::{Found, Searched, queries, search as find};
+use deepcluster_clustering::{ClusteringError, Features, Progress, Whitening};
 use deepcluster_domain::{EpochId, Seeds};
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{File, SearchRequest, SearchResult};
@@ -21,15 +21,7 @@ const MOST_FOUND: u64 = 1 << 31;
 /// Finds the most similar features of each query and publishes them.
 pub(crate) fn search(volume: &Volume, request: &SearchRequest, context: &JobContext) -> Result<SearchResult, Status> {
     let output = Output { volume, folder: requests::output(volume, &request.output)? };
-    if !(1..=100_000).contains(&request.neighbours) {
-        return Err(FieldError::new("neighbours", "must lie between 1 and 100000").into());
-    }
-    if request.whitened && request.whiten.is_none() {
-        return Err(FieldError::new("whiten", "is missing").into());
-    }
-    if request.mask.is_some() && request.queries.is_empty() {
-        return Err(FieldError::new("queries", "are missing: rows that take no part cannot be searched for").into());
-    }
+    check(request)?;
     let kept = request.mask.as_ref().map(|file| kept_rows(volume, file)).transpose()?;
     let features = open(volume, &request.features, kept)?;
     let asked = match request.queries.as_slice() {
@@ -50,36 +42,61 @@ pub(crate) fn search(volume: &Volume, request: &SearchRequest, context: &JobCont
         Some(points) => Searched::Whitened(points, &rows),
         None => Searched::Raw(&features),
     };
-    let wanted = asked.as_ref().unwrap_or(&features);
     // Whitened rows are searched for as they are.
     let by = whitening.as_ref().filter(|_| asked.is_some() || !request.whitened);
-    let (mut neighbours, mut similarities, mut n) = (Vec::new(), Vec::new(), 0);
-    let n_found = wanted.n_rows() as u64 * u64::from(request.neighbours).min(features.n_rows() as u64);
+    let found = find_all(&searched, &features, asked.as_ref(), by, request.neighbours, &mut tell)?;
+    let shape = [asked.as_ref().unwrap_or(&features).n_rows(), found.n];
+    let published = |error| volume_status(&error);
+    let neighbours =
+        output.publish("neighbours.npy", |path| npy::publish_i32_matrix(path, &shape, &found.neighbours).map_err(published))?;
+    let similarities =
+        output.publish("similarities.npy", |path| npy::publish_f32(path, &shape, &found.similarities).map_err(published))?;
+    Ok(SearchResult { neighbours: Some(neighbours), similarities: Some(similarities) })
+}
+
+fn check(request: &SearchRequest) -> Result<(), FieldError> {
+    if !(1..=100_000).contains(&request.neighbours) {
+        return Err(FieldError::new("neighbours", "must lie between 1 and 100000"));
+    }
+    if request.whitened && request.whiten.is_none() {
+        return Err(FieldError::new("whiten", "is missing"));
+    }
+    if request.mask.is_some() && request.queries.is_empty() {
+        return Err(FieldError::new("queries", "are missing: rows that take no part cannot be searched for"));
+    }
+    Ok(())
+}
+
+/// What is most similar to each query; without queries, to each row of the features, which does not find itself. Queries are
+/// whitened by `by`.
+fn find_all(
+    searched: &Searched<'_>,
+    features: &Features,
+    asked: Option<&Features>,
+    by: Option<&Whitening>,
+    neighbours: u32,
+    tell: &mut Progress<'_>,
+) -> Result<Found, Status> {
+    let wanted = asked.unwrap_or(features);
+    let n_found = wanted.n_rows() as u64 * u64::from(neighbours).min(features.n_rows() as u64);
     if n_found > MOST_FOUND {
-        let why = format!("{} of each of {} queries are more than {MOST_FOUND} in all", request.neighbours, wanted.n_rows());
+        let why = format!("{neighbours} of each of {} queries are more than {MOST_FOUND} in all", wanted.n_rows());
         return Err(FieldError::new("neighbours", why).into());
     }
+    let failed = |error| status(error, None);
+    let mut all = Found { neighbours: Vec::new(), similarities: Vec::new(), n: 0 };
     // What is found takes four values for each neighbour of a block and of the best so far.
-    let each = (QUERIES / (wanted.width() + 8 * request.neighbours as usize).max(1)).max(1);
+    let each = (QUERIES / (wanted.width() + 8 * neighbours as usize).max(1)).max(1);
     for first in (0..wanted.n_rows()).step_by(each) {
         let part = first..wanted.n_rows().min(first + each);
         let rows = queries(wanted, by, part.clone()).map_err(failed)?;
         let own: Option<Vec<usize>> = asked.is_none().then(|| part.collect());
-        let found = find(&searched, &rows, request.neighbours as usize, own.as_deref(), &mut tell).map_err(failed)?;
-        neighbours.extend(found.neighbours);
-        similarities.extend(found.similarities);
-        n = found.n;
+        let found = find(searched, &rows, neighbours as usize, own.as_deref(), tell).map_err(failed)?;
+        all.neighbours.extend(found.neighbours);
+        all.similarities.extend(found.similarities);
+        all.n = found.n;
     }
-    let shape = [wanted.n_rows(), n];
-    let published = |error| volume_status(&error);
-    Ok(SearchResult {
-        neighbours: Some(
-            output.publish("neighbours.npy", |path| npy::publish_i32_matrix(path, &shape, &neighbours).map_err(published))?,
-        ),
-        similarities: Some(
-            output.publish("similarities.npy", |path| npy::publish_f32(path, &shape, &similarities).map_err(published))?,
-        ),
-    })
+    Ok(all)
 }
 
 /// Which rows take part.
@@ -94,7 +111,7 @@ fn whitening(
     volume: &Volume,
     request: &SearchRequest,
     features: &Features,
-    tell: &mut deepcluster_clustering::Progress<'_>,
+    tell: &mut Progress<'_>,
 ) -> Result<Option<Whitening>, Status> {
     let failed = |error: ClusteringError| status(error, None);
     match (&request.whiten, request.pca) {
