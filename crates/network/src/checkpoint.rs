@@ -81,6 +81,19 @@ pub struct TrainingProgress {
     pub skipped: BTreeMap<u64, String>,
 }
 
+impl TrainingProgress {
+    /// Mean of the losses of all images so far; 0 before the first.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.n_images.max(1) as f64
+    }
+
+    /// Takes over the mean loss of one step over so many images.
+    pub fn add(&mut self, loss: f64, n_images: usize) {
+        self.loss_sum += loss * n_images as f64;
+        self.n_images += n_images as u64;
+    }
+}
+
 /// Reads how far an epoch of training was when it saved itself.
 ///
 /// # Errors

@@ -6,7 +6,8 @@ use crate::probe::{TEN, in_range, load, loaded, readable_rows, skipped};
 use crate::saver::Saver;
 use crate::train::{drop_unreadable, status, tell};
 use deepcluster_domain::{EpochId, Purpose, Seeds};
-use deepcluster_images::{Request, View};
+use deepcluster_images::{Batch, Request, View};
+use deepcluster_network::checkpoint::TrainingProgress;
 use deepcluster_network::{FinetuneOptions, Finetuned, Finetuning, NetworkError, SgdOptions};
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{
@@ -85,37 +86,14 @@ pub(crate) fn finetune(
         order.shuffle(&mut seeds.rng(Purpose::Sampling, 0));
         order.truncate((end - pass * steps_a_pass) as usize * batch);
         let skip = (progress.steps - pass * steps_a_pass) as usize;
-        let (shown, drawn) = (Arc::clone(&images), order.clone());
-        let request_of = move |step: usize| Request {
-            source: Some(shown.pictures.source(drawn[step])),
-            view: View::Square { seeds, step: step as u64 },
-        };
+        let request_of = squares(Arc::clone(&images), order.clone(), seeds);
         for mut batch in Waited(load(place, &spec, order.len(), batch, skip, request_of)?) {
-            let drawn = &order[batch.first..batch.first + batch.len];
-            let unreadable: BTreeMap<usize, String> =
-                batch.unreadable.iter().map(|(at, why)| (order[*at], why.to_string())).collect();
-            drop_unreadable(&mut batch, &mut Vec::new());
-            let seen: Vec<i32> = drawn
-                .iter()
-                .filter(|row| !unreadable.contains_key(*row))
-                .flat_map(|row| &labels[row * n_classes..(row + 1) * n_classes])
-                .copied()
-                .collect();
-            for (row, why) in unreadable {
-                progress.skipped.entry(row as u64).or_insert(why);
-            }
+            let seen = seen_labels(&mut batch, &order, &labels, n_classes, &mut progress.skipped);
             if !seen.is_empty() {
-                let n_images = (seen.len() / n_classes) as u64;
-                let loss = pupil.step(&batch.pixels, &seen, progress.steps).map_err(status)?;
-                if !loss.is_finite() {
-                    return Err(status(NetworkError::NotFinite { what: "the loss is", step: progress.steps }));
-                }
-                progress.loss_sum += loss * n_images as f64;
-                progress.n_images += n_images;
-                counter!("deepcluster_images_total").increment(n_images);
+                learn(&mut pupil, &batch.pixels, &seen, n_classes, &mut progress)?;
             }
             progress.steps += 1;
-            tell(context, "images", progress.steps, request.steps, progress.loss_sum / progress.n_images.max(1) as f64)?;
+            tell(context, "images", progress.steps, request.steps, progress.loss())?;
             if progress.steps < request.steps {
                 saver.save_if_due(progress.steps, context, |path| pupil.publish(path, &progress))?;
             }
@@ -129,10 +107,52 @@ pub(crate) fn finetune(
     }
     let digest = pupil.publish(&output, &progress).map_err(status)?;
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
-    let loss = progress.loss_sum / progress.n_images as f64;
-    info!(steps = progress.steps, images = progress.n_images, loss, "network finetuned");
-    let (n_images, skipped) = (progress.n_images, skipped(progress.skipped));
-    Ok(FinetuneResult { trained: Some(file_to_wire(&record)), loss, n_images, skipped })
+    let (loss, n_images) = (progress.loss(), progress.n_images);
+    info!(steps = progress.steps, images = n_images, loss, "network finetuned");
+    Ok(FinetuneResult { trained: Some(file_to_wire(&record)), loss, n_images, skipped: skipped(progress.skipped) })
+}
+
+/// Which image is shown at which place of an order, and how.
+fn squares(images: Arc<Shown>, order: Vec<usize>, seeds: Seeds) -> impl Fn(usize) -> Request + Send + 'static {
+    move |step| Request { source: Some(images.pictures.source(order[step])), view: View::Square { seeds, step: step as u64 } }
+}
+
+/// What the images of a batch show, `[images, n_classes]`, but for those that could not be read: these go to `skipped`, and out of
+/// the batch.
+fn seen_labels(
+    batch: &mut Batch,
+    order: &[usize],
+    labels: &[i32],
+    n_classes: usize,
+    skipped: &mut BTreeMap<u64, String>,
+) -> Vec<i32> {
+    let drawn = &order[batch.first..batch.first + batch.len];
+    let unreadable: BTreeMap<usize, String> = batch.unreadable.iter().map(|(at, why)| (order[*at], why.to_string())).collect();
+    drop_unreadable(batch, &mut Vec::new());
+    let read = drawn.iter().filter(|row| !unreadable.contains_key(*row));
+    let seen = read.flat_map(|row| &labels[row * n_classes..(row + 1) * n_classes]).copied().collect();
+    for (row, why) in unreadable {
+        skipped.entry(row as u64).or_insert(why);
+    }
+    seen
+}
+
+/// One step of SGD, and its loss.
+fn learn(
+    pupil: &mut Finetuning,
+    pixels: &[u8],
+    seen: &[i32],
+    n_classes: usize,
+    progress: &mut TrainingProgress,
+) -> Result<(), Status> {
+    let (step, n_images) = (progress.steps, seen.len() / n_classes);
+    let loss = pupil.step(pixels, seen, step).map_err(status)?;
+    if !loss.is_finite() {
+        return Err(status(NetworkError::NotFinite { what: "the loss is", step }));
+    }
+    progress.add(loss, n_images);
+    counter!("deepcluster_images_total").increment(n_images as u64);
+    Ok(())
 }
 
 /// Most scores of a request, which are in memory together.

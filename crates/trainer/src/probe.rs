@@ -82,29 +82,18 @@ pub(crate) fn probe(place: &Place, request: &ProbeRequest, context: &JobContext<
         let mut order = images.rows.clone();
         order.shuffle(&mut seeds.rng(Purpose::Sampling, 0));
         let skip = (progress.steps - u64::from(epoch) * steps_an_epoch) as usize;
-        let (pupil, shown) = (Arc::clone(&images), order.clone());
-        let request_of = move |step: usize| Request {
-            source: Some(pupil.pictures.source(shown[step])),
-            view: View::Shifted { seeds, step: step as u64 },
-        };
-        let batches = load(place, &spec, order.len(), batch, skip, request_of)?;
-        for mut batch in Waited(batches) {
-            let drawn = &order[batch.first..batch.first + batch.len];
-            let mut classes: Vec<i64> = drawn.iter().map(|row| i64::from(images.classes[*row])).collect();
-            for (at, why) in &batch.unreadable {
-                progress.skipped.entry(order[*at] as u64).or_insert_with(|| why.to_string());
-            }
-            drop_unreadable(&mut batch, &mut classes);
+        let request_of = shifted(Arc::clone(&images), order.clone(), seeds);
+        for mut batch in Waited(load(place, &spec, order.len(), batch, skip, request_of)?) {
+            let done = u64::from(epoch) * order.len() as u64 + (batch.first + batch.len) as u64;
+            let classes = seen_classes(&mut batch, &order, &images, &mut progress.skipped);
             // The statistics of one image are none.
             if classes.len() >= 2 {
                 let losses = probes.step(&batch.pixels, &classes, progress.steps).map_err(status)?;
-                progress.loss_sum += losses.iter().sum::<f64>() / losses.len().max(1) as f64 * classes.len() as f64;
-                progress.n_images += classes.len() as u64;
+                progress.add(losses.iter().sum::<f64>() / losses.len().max(1) as f64, classes.len());
                 counter!("deepcluster_images_total").increment(classes.len() as u64);
             }
             progress.steps += 1;
-            let done = u64::from(epoch) * order.len() as u64 + (batch.first + batch.len) as u64;
-            tell(context, "images", done, total, progress.loss_sum / progress.n_images.max(1) as f64)?;
+            tell(context, "images", done, total, progress.loss())?;
             if done < total {
                 saver.save_if_due(progress.steps, context, |path| probes.publish(path, &progress))?;
             }
@@ -121,6 +110,22 @@ pub(crate) fn probe(place: &Place, request: &ProbeRequest, context: &JobContext<
     info!(epochs = request.epochs, images = progress.n_images, "probes taught");
     let skipped = skipped(progress.skipped);
     Ok(ProbeResult { probes: Some(file_to_wire(&record)), n_images: progress.n_images, skipped })
+}
+
+/// Which image is shown at which place of an order, and how.
+fn shifted(images: Arc<Classified>, order: Vec<usize>, seeds: Seeds) -> impl Fn(usize) -> Request + Send + 'static {
+    move |step| Request { source: Some(images.pictures.source(order[step])), view: View::Shifted { seeds, step: step as u64 } }
+}
+
+/// Classes of the images of a batch, but for those that could not be read: these go to `skipped`, and out of the batch.
+fn seen_classes(batch: &mut Batch, order: &[usize], images: &Classified, skipped: &mut BTreeMap<u64, String>) -> Vec<i64> {
+    let drawn = &order[batch.first..batch.first + batch.len];
+    let mut classes: Vec<i64> = drawn.iter().map(|row| i64::from(images.classes[*row])).collect();
+    for (at, why) in &batch.unreadable {
+        skipped.entry(order[*at] as u64).or_insert_with(|| why.to_string());
+    }
+    drop_unreadable(batch, &mut classes);
+    classes
 }
 
 /// Counts what probes get right.

@@ -2,13 +2,14 @@
 
 use crate::Place;
 use crate::pictures::Pictures;
+use crate::probe::{load, skipped};
 use crate::saver::Saver;
 use deepcluster_domain::{EpochId, RunSpec, Seeds};
-use deepcluster_images::{Batch, BatchLoader, LoaderOptions, Request, View, sampler};
+use deepcluster_images::{Batch, Request, View, sampler};
 use deepcluster_network::checkpoint::TrainingProgress;
 use deepcluster_network::{Network, NetworkError, Runtime, SgdOptions, TrainingPass};
 use deepcluster_proto::FieldError;
-use deepcluster_proto::v1::{File, Progress, SkippedImage, TrainRequest, TrainResult, TrainSaved};
+use deepcluster_proto::v1::{File, Progress, TrainRequest, TrainResult, TrainSaved};
 use deepcluster_service::JobContext;
 use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
@@ -16,7 +17,7 @@ use deepcluster_volume::lineage_record::LineageRecord;
 use deepcluster_volume::npy;
 use deepcluster_volume::records::read_record;
 use metrics::{counter, gauge, histogram};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 use tonic::Status;
@@ -35,63 +36,55 @@ pub(crate) fn train(place: &Place, request: &TrainRequest, context: &JobContext<
     tell(context, "load", 0, total, 0.0)?;
 
     let (mut pass, mut progress) = begin(place, request, &spec, sgd, lesson.seeds)?;
-    let skip = progress.steps as usize;
-    let (batch, threads) = (request.batch as usize, place.threads);
-    let options = LoaderOptions { batch, size: spec.image_size, cache_side: spec.cache_side, threads, skip };
-    let pupil = Arc::clone(&lesson);
-    let batches = BatchLoader::start(lesson.order.len(), move |step| pupil.request(step), options, None)
-        .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    let (n_drawn, batch, pupil) = (lesson.order.len(), request.batch as usize, Arc::clone(&lesson));
+    let batches = load(place, &spec, n_drawn, batch, progress.steps as usize, move |step| pupil.request(step))?;
     let mut reads = lesson.pictures.unfit.clone();
     for (step, mut batch) in (progress.steps..).zip(Waited(batches)) {
         reads += std::mem::take(&mut batch.reads);
-        let drawn = &lesson.order[batch.first..batch.first + batch.len];
-        let mut targets: Vec<i64> = drawn.iter().map(|image| i64::from(lesson.labels[*image])).collect();
-        // An image may be drawn many times.
-        for (at, why) in &batch.unreadable {
-            progress.skipped.entry(lesson.order[*at] as u64).or_insert_with(|| why.to_string());
-        }
-        drop_unreadable(&mut batch, &mut targets);
-        let is_last = batch.first + batch.len >= lesson.order.len();
+        let done = (batch.first + batch.len) as u64;
+        let targets = lesson.targets(&mut batch, &mut progress.skipped);
         // Batch norm cannot learn from one image.
         if targets.len() >= 2 {
-            let start = Instant::now();
-            let loss = pass.step(&batch.pixels, &targets, step).map_err(status)?;
-            histogram!("deepcluster_step_seconds").record(start.elapsed());
-            counter!("deepcluster_images_total").increment(targets.len() as u64);
-            if !loss.is_finite() {
-                return Err(status(NetworkError::NotFinite { what: "the loss is", step }));
-            }
-            progress.loss_sum += loss * targets.len() as f64;
-            progress.n_images += targets.len() as u64;
-            if is_last {
+            learn(&mut pass, &batch.pixels, &targets, step, &mut progress)?;
+            if done >= total {
                 pass.check_features(&batch.pixels).map_err(status)?;
             }
         }
         progress.steps = step + 1;
-        gauge!("deepcluster_loss").set(progress.loss_sum / progress.n_images.max(1) as f64);
-        let done = (batch.first + batch.len) as u64;
-        tell(context, "images", done, total, progress.loss_sum / progress.n_images.max(1) as f64)?;
+        gauge!("deepcluster_loss").set(progress.loss());
+        tell(context, "images", done, total, progress.loss())?;
         if done < total {
             saver.save_if_due(progress.steps, context, |path| pass.save(path, &progress))?;
         }
     }
-    if progress.steps < lesson.order.len().div_ceil(request.batch as usize) as u64 {
-        return Err(Status::internal("the images ended before the epoch did; see the log of the trainer"));
-    }
-    if !progress.skipped.is_empty() {
-        lesson.pictures.check_there()?;
-    }
-    if progress.n_images == 0 {
-        return Err(Status::invalid_argument("there was nothing to train on: of the images drawn, none could be read"));
-    }
-    let loss = progress.loss_sum / progress.n_images as f64;
+    lesson.check_taught(&progress, request.batch)?;
+    let loss = progress.loss();
     tell(context, "write", total, total, loss)?;
     let digest = pass.publish(&output).map_err(status)?;
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
     info!(epoch = request.epoch, images = progress.n_images, loss, "epoch trained");
-    let skipped = progress.skipped.into_iter().map(|(index, reason)| SkippedImage { index, reason }).collect();
     let reads = Some(requests::reads_to_wire(&place.volume, reads.decoded, reads.cached, &reads.unfit));
-    Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images: progress.n_images, skipped, reads })
+    let (n_images, skipped) = (progress.n_images, skipped(progress.skipped));
+    Ok(TrainResult { checkpoint: Some(file_to_wire(&record)), loss, n_images, skipped, reads })
+}
+
+/// One step of SGD, and its loss.
+fn learn(
+    pass: &mut TrainingPass,
+    pixels: &[u8],
+    targets: &[i64],
+    step: u64,
+    progress: &mut TrainingProgress,
+) -> Result<(), Status> {
+    let start = Instant::now();
+    let loss = pass.step(pixels, targets, step).map_err(status)?;
+    histogram!("deepcluster_step_seconds").record(start.elapsed());
+    counter!("deepcluster_images_total").increment(targets.len() as u64);
+    if !loss.is_finite() {
+        return Err(status(NetworkError::NotFinite { what: "the loss is", step }));
+    }
+    progress.add(loss, targets.len());
+    Ok(())
 }
 
 /// The network and its optimizer as the epoch finds them, or as an interrupted call has left them, and how far that was.
@@ -154,6 +147,32 @@ impl Lesson {
     fn request(&self, step: usize) -> Request {
         let source = self.pictures.source(self.order[step]);
         Request { source: Some(source), view: View::Random { seeds: self.seeds, step: step as u64 } }
+    }
+
+    /// Labels of a batch, but for images that could not be read: these go to `skipped`, and out of the batch.
+    fn targets(&self, batch: &mut Batch, skipped: &mut BTreeMap<u64, String>) -> Vec<i64> {
+        let drawn = &self.order[batch.first..batch.first + batch.len];
+        let mut targets: Vec<i64> = drawn.iter().map(|image| i64::from(self.labels[*image])).collect();
+        // An image may be drawn many times.
+        for (at, why) in &batch.unreadable {
+            skipped.entry(self.order[*at] as u64).or_insert_with(|| why.to_string());
+        }
+        drop_unreadable(batch, &mut targets);
+        targets
+    }
+
+    /// Whether everything was shown, and something learned.
+    fn check_taught(&self, progress: &TrainingProgress, batch: u32) -> Result<(), Status> {
+        if progress.steps < self.order.len().div_ceil(batch as usize) as u64 {
+            return Err(Status::internal("the images ended before the epoch did; see the log of the trainer"));
+        }
+        if !progress.skipped.is_empty() {
+            self.pictures.check_there()?;
+        }
+        if progress.n_images == 0 {
+            return Err(Status::invalid_argument("there was nothing to train on: of the images drawn, none could be read"));
+        }
+        Ok(())
     }
 }
 
