@@ -5,7 +5,7 @@ use crate::wanted::{Wanted, of_whole_image};
 use deepcluster_domain::RunSpec;
 use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_images::find::check_there;
-use deepcluster_images::{BatchLoader, Cached, LoaderOptions, Reads, Request, Source, Unreadable, View};
+use deepcluster_images::{Batch, BatchLoader, Cached, LoaderOptions, Reads, Request, Source, Unreadable, View};
 use deepcluster_network::{Network, NetworkError, Runtime};
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{ExtractRequest, ExtractResult, FeatureDtype, File, Progress, SkippedImage};
@@ -37,11 +37,7 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     still_there()?;
 
     progress(context, "load", 0, shard.len())?;
-    let checkpoint = request.network.as_ref().and_then(|network| network.checkpoint.as_ref());
-    let checkpoint = checkpoint.map(|file| requests::verified(&place.volume, "network.checkpoint", Some(file))).transpose()?;
-    let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(network_status)?;
-    let network = Network::load(&spec, runtime, checkpoint.as_deref()).and_then(|network| network.folded());
-    let network = network.map_err(network_status)?;
+    let network = network_of(place, request, &spec)?;
     let wanted = Wanted::of(request, &network)?;
     let width = wanted.width(&network).map_err(network_status)?;
     if let Wanted::Regions(tap, side) = &wanted {
@@ -59,17 +55,8 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
         digests.extend(&batch.digests);
         reads += std::mem::take(&mut batch.reads);
         let mut features = wanted.of_views(&network, &batch.pixels).map_err(network_status)?;
-        for (at, why) in &batch.unreadable {
-            let index = request.first_image + *at as u64;
-            skipped.push(SkippedImage { index, reason: why.to_string() });
-        }
-        // Rows of images that could not be read are zero, whatever the network makes of black pixels.
-        for row in 0..batch.len {
-            let index = request.first_image + (batch.first + row) as u64;
-            if shard[batch.first + row].skipped.is_some() || skipped.iter().any(|image| image.index == index) {
-                features[row * width..(row + 1) * width].fill(0.0);
-            }
-        }
+        skipped.extend(unread(&batch, request.first_image));
+        clear_unread(&mut features, width, &shard[batch.first..batch.first + batch.len], &batch);
         writer.push(&features).map_err(|error| volume_status(&error))?;
         counter!("deepcluster_images_total").increment(batch.len as u64);
         progress(context, "images", batch.first + batch.len, shard.len())?;
@@ -80,18 +67,44 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let digest = writer.commit().map_err(|error| volume_status(&error))?;
     let record = place.volume.record(&output, digest).map_err(|error| volume_status(&error))?;
     let digests = publish_digests(place, request, &digests)?;
-    let cache = match batches.into_cached() {
-        Some(digest) => {
-            let path = place.volume.resolve(&request.cache_output);
-            let record = path.and_then(|path| place.volume.record(&path, digest)).map_err(|error| volume_status(&error))?;
-            Some(file_to_wire(&record))
-        }
-        None => None,
-    };
+    let cache = cached_file(place, request, batches)?;
     let Reads { decoded, cached, unfit } = reads;
     info!(shard = request.shard, images = shard.len(), skipped = skipped.len(), decoded, cached, "shard extracted");
     let reads = Some(requests::reads_to_wire(&place.volume, decoded, cached, &unfit));
     Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests, reads, cache })
+}
+
+/// The network that a request names, for eval mode alone.
+fn network_of(place: &Place, request: &ExtractRequest, spec: &RunSpec) -> Result<Network, Status> {
+    let checkpoint = request.network.as_ref().and_then(|network| network.checkpoint.as_ref());
+    let checkpoint = checkpoint.map(|file| requests::verified(&place.volume, "network.checkpoint", Some(file))).transpose()?;
+    let runtime = Runtime::prepare(spec.device, spec.precision, place.threads).map_err(network_status)?;
+    let network = Network::load(spec, runtime, checkpoint.as_deref()).and_then(|network| network.folded());
+    network.map_err(network_status)
+}
+
+/// Images of a batch that could not be read.
+fn unread(batch: &Batch, first_image: u64) -> impl Iterator<Item = SkippedImage> {
+    let skipped = batch.unreadable.iter();
+    skipped.map(move |(at, why)| SkippedImage { index: first_image + *at as u64, reason: why.to_string() })
+}
+
+/// Rows of images that could not be read, now or when they were listed, are zero, whatever the network makes of black pixels.
+fn clear_unread(features: &mut [f32], width: usize, entries: &[ImageEntry], batch: &Batch) {
+    for (row, (features, entry)) in features.chunks_exact_mut(width).zip(entries).enumerate() {
+        let at = batch.first + row;
+        if entry.skipped.is_some() || batch.unreadable.iter().any(|(unread, _)| *unread == at) {
+            features.fill(0.0);
+        }
+    }
+}
+
+/// The decoded images of a shard, where the cache has got them.
+fn cached_file(place: &Place, request: &ExtractRequest, batches: BatchLoader) -> Result<Option<File>, Status> {
+    let Some(digest) = batches.into_cached() else { return Ok(None) };
+    let path = place.volume.resolve(&request.cache_output);
+    let record = path.and_then(|path| place.volume.record(&path, digest)).map_err(|error| volume_status(&error))?;
+    Ok(Some(file_to_wire(&record)))
 }
 
 /// Features of whole images, one image after the other, since each has a size of its own.
