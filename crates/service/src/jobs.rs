@@ -14,7 +14,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::Interval;
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
@@ -83,7 +84,7 @@ impl Jobs {
     pub fn start<R, S, M>(
         &self,
         work: impl FnOnce(&JobContext<S>) -> Result<R, Status> + Send + 'static,
-        wrap: impl Fn(Update<R, S>) -> M + Send + 'static,
+        wrap: impl Fn(Update<R, S>) -> M + Send + Sync + 'static,
     ) -> Updates<M>
     where
         R: Send + 'static,
@@ -113,59 +114,79 @@ impl<M: Send + 'static> Driver<M> {
         self,
         gate: Arc<Semaphore>,
         work: impl FnOnce(&JobContext<S>) -> Result<R, Status> + Send + 'static,
-        wrap: impl Fn(Update<R, S>) -> M + Send + 'static,
+        wrap: impl Fn(Update<R, S>) -> M + Send + Sync + 'static,
     ) {
-        let waiting = Progress { phase: "wait".to_owned(), ..Progress::default() };
-        let (progress, mut latest) = watch::channel(waiting.clone());
         let mut beat = tokio::time::interval(HEARTBEAT);
-        let waits = Waits::new();
+        let Some(permit) = self.turn(gate, &mut beat, &wrap).await else { return };
+        let _timed = Timed(Instant::now());
+        let (progress, latest) = watch::channel(waiting());
+        let (saved, saves) = mpsc::unbounded_channel();
+        let context = JobContext { progress, saved, cancelled: self.cancelled.clone() };
+        match on_thread(work, context, permit) {
+            Ok(result) => self.pass_on(latest, saves, result, beat, &wrap).await,
+            Err(error) => self.finish(Err(Status::resource_exhausted(format!("no thread for the job: {error}")))).await,
+        }
+    }
+
+    /// Waits for the gate, with heartbeats; none when the job is over before it has begun.
+    async fn turn<R, S>(
+        &self,
+        gate: Arc<Semaphore>,
+        beat: &mut Interval,
+        wrap: &(impl Fn(Update<R, S>) -> M + Sync),
+    ) -> Option<OwnedSemaphorePermit> {
+        let _waits = Waits::new();
         let turn = gate.acquire_owned();
         tokio::pin!(turn);
-        let permit = loop {
+        loop {
             tokio::select! {
                 biased;
-                permit = &mut turn => match permit {
-                    Ok(permit) => break permit,
-                    Err(_) => return,
-                },
-                () = self.cancelled.cancelled() => return self.finish(Err(Status::cancelled("cancelled while waiting"))).await,
-                _ = beat.tick() => if self.messages.send(Ok(wrap(Update::Progress(waiting.clone())))).await.is_err() { return },
+                permit = &mut turn => return permit.ok(),
+                () = self.cancelled.cancelled() => {
+                    self.finish(Err(Status::cancelled("cancelled while waiting"))).await;
+                    return None;
+                }
+                _ = beat.tick() => {
+                    let message = wrap(Update::Progress(waiting()));
+                    if self.messages.send(Ok(message)).await.is_err() {
+                        return None;
+                    }
+                }
             }
-        };
-        drop(waits);
-        let _timed = Timed(Instant::now());
-        let (saved, mut saves) = mpsc::unbounded_channel();
-        let context = JobContext { progress, saved, cancelled: self.cancelled.clone() };
-        let span = Span::current();
-        let (sender, result) = tokio::sync::oneshot::channel();
-        let spawned = thread::Builder::new().name("job".to_owned()).spawn(move || {
-            let _turn = permit;
-            let outcome = span.in_scope(|| work(&context));
-            let _ = sender.send(outcome);
-        });
-        if let Err(error) = spawned {
-            return self.finish(Err(Status::resource_exhausted(format!("no thread for the job: {error}")))).await;
         }
-        tokio::pin!(result);
+    }
+
+    /// Passes on what running work says, up to its result.
+    async fn pass_on<R: Send, S: Send>(
+        &self,
+        mut latest: watch::Receiver<Progress>,
+        mut saves: mpsc::UnboundedReceiver<S>,
+        mut result: oneshot::Receiver<Result<R, Status>>,
+        mut beat: Interval,
+        wrap: &(impl Fn(Update<R, S>) -> M + Sync),
+    ) {
         loop {
             tokio::select! {
                 biased;
                 // Before the result, or the last of what was saved would be lost.
                 Some(saved) = saves.recv() => {
-                    if self.messages.send(Ok(wrap(Update::Saved(saved)))).await.is_err() {
+                    let message = wrap(Update::Saved(saved));
+                    if self.messages.send(Ok(message)).await.is_err() {
                         return;
                     }
                     continue;
                 }
                 outcome = &mut result => {
                     let outcome = outcome.unwrap_or_else(|_| Err(Status::internal("the job panicked; see the log of the worker")));
-                    return self.finish(outcome.map(|done| wrap(Update::Done(done)))).await;
+                    let outcome = outcome.map(|done| wrap(Update::Done(done)));
+                    return self.finish(outcome).await;
                 }
                 _ = beat.tick() => {}
                 Ok(()) = latest.changed() => {}
             }
             let progress = latest.borrow_and_update().clone();
-            if self.messages.send(Ok(wrap(Update::Progress(progress)))).await.is_err() {
+            let message = wrap(Update::Progress(progress));
+            if self.messages.send(Ok(message)).await.is_err() {
                 return;
             }
         }
@@ -185,6 +206,27 @@ impl<M: Send + 'static> Driver<M> {
         }
         let _ = self.messages.send(outcome).await;
     }
+}
+
+/// What a job says before its turn has come.
+fn waiting() -> Progress {
+    Progress { phase: "wait".to_owned(), ..Progress::default() }
+}
+
+/// Starts work on a thread of its own, which keeps the gate closed until the work is done.
+fn on_thread<R: Send + 'static, S: Send + 'static>(
+    work: impl FnOnce(&JobContext<S>) -> Result<R, Status> + Send + 'static,
+    context: JobContext<S>,
+    permit: OwnedSemaphorePermit,
+) -> std::io::Result<oneshot::Receiver<Result<R, Status>>> {
+    let span = Span::current();
+    let (sender, result) = oneshot::channel();
+    thread::Builder::new().name("job".to_owned()).spawn(move || {
+        let _turn = permit;
+        let outcome = span.in_scope(|| work(&context));
+        let _ = sender.send(outcome);
+    })?;
+    Ok(result)
 }
 
 /// Counted among the jobs that wait, for as long as it lives.

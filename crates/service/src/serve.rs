@@ -4,12 +4,13 @@ use crate::door::Door;
 use crate::tls::ServerTls;
 use crate::{Config, metrics, telemetry};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::service::RoutesBuilder;
+use tonic::service::{Routes, RoutesBuilder};
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
@@ -110,36 +111,12 @@ pub async fn serve<S: Service>(
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     }
     routes.add_service(health_service);
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(deepcluster_proto::DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    routes.add_service(reflection().build_v1().map_err(|error| failed(&error))?);
-    // Python's reflection client and older grpcurls speak this one alone.
-    routes.add_service(reflection().build_v1alpha().map_err(|error| failed(&error))?);
+    add_reflection(&mut routes)?;
     service.add_to(&mut routes, &shutdown);
-    let drain = shutdown.clone();
-    let drained = async move { drain.cancelled().await };
-    let server = Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        // Those beyond the limit must come in to be refused with a word.
-        .max_concurrent_streams(u32::try_from(config.limits.streams.saturating_mul(2)).unwrap_or(u32::MAX))
-        .layer(Door::new(config.tokens.clone(), service.read_methods(), config.limits))
-        .add_routes(routes.routes());
-    let mut server = match config.tls.clone() {
-        None => tokio::spawn(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), drained)),
-        Some(files) => {
-            let tls = ServerTls::new(files).map_err(ServeError::Setup)?;
-            tokio::spawn(server.serve_with_incoming_shutdown(tls.accept(listener), drained))
-        }
-    };
+    let door = Door::new(config.tokens.clone(), service.read_methods(), config.limits);
+    let mut server = start(listener, routes.routes(), door, config, &shutdown)?;
     info!(%address, tls = config.tls.is_some(), "listening");
-    let demands_certificates = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    if !address.ip().is_loopback() && !demands_certificates && config.tokens.write.is_none() {
-        warn!(%address, "OPEN TO EVERYBODY who can reach this address: callers need neither certificates nor tokens");
-    }
+    warn_if_open(address, config);
     service.warm_up().await.map_err(ServeError::Setup)?;
     set_health(&health, &names, true).await;
     info!("ready");
@@ -155,6 +132,53 @@ pub async fn serve<S: Service>(
             warn!(seconds = DRAIN.as_secs(), "calls are still open, ending all the same");
             Ok(())
         }
+    }
+}
+
+/// Adds what tells clients which services there are.
+fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), ServeError> {
+    let failed = |error: tonic_reflection::server::Error| ServeError::Failed(error.to_string());
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(deepcluster_proto::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    routes.add_service(reflection().build_v1().map_err(failed)?);
+    // Python's reflection client and older grpcurls speak this one alone.
+    routes.add_service(reflection().build_v1alpha().map_err(failed)?);
+    Ok(())
+}
+
+/// Starts to answer calls, through the door and with TLS where it is wished, until `shutdown` is cancelled.
+fn start(
+    listener: tokio::net::TcpListener,
+    routes: Routes,
+    door: Door,
+    config: &Config,
+    shutdown: &CancellationToken,
+) -> Result<JoinHandle<Result<(), tonic::transport::Error>>, ServeError> {
+    let drain = shutdown.clone();
+    let drained = async move { drain.cancelled().await };
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        // Those beyond the limit must come in to be refused with a word.
+        .max_concurrent_streams(u32::try_from(config.limits.streams.saturating_mul(2)).unwrap_or(u32::MAX))
+        .layer(door)
+        .add_routes(routes);
+    match config.tls.clone() {
+        None => Ok(tokio::spawn(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), drained))),
+        Some(files) => {
+            let tls = ServerTls::new(files).map_err(ServeError::Setup)?;
+            Ok(tokio::spawn(server.serve_with_incoming_shutdown(tls.accept(listener), drained)))
+        }
+    }
+}
+
+fn warn_if_open(address: SocketAddr, config: &Config) {
+    let demands_certificates = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    if !address.ip().is_loopback() && !demands_certificates && config.tokens.write.is_none() {
+        warn!(%address, "OPEN TO EVERYBODY who can reach this address: callers need neither certificates nor tokens");
     }
 }
 
