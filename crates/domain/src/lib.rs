@@ -10,6 +10,7 @@ pub mod epoch;
 pub mod geometry;
 pub mod health;
 pub mod ids;
+pub mod input;
 pub mod layers;
 pub mod lineage;
 pub mod plan;

@@ -4,8 +4,9 @@
 //! saves inside an epoch is a checkpoint that also tells how far the epoch is, under `progress.`.
 
 use crate::NetworkError;
-use crate::weights::{SOBEL_GREY, SOBEL_KERNELS, Tensors};
+use crate::weights::Tensors;
 use deepcluster_domain::Plan;
+use deepcluster_domain::input::{SOBEL_GREY, SOBEL_KERNELS};
 use deepcluster_domain::plan::{Start, WeightSpec};
 use deepcluster_volume::VolumeError;
 use deepcluster_volume::publish::Digest;

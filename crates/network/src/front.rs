@@ -1,13 +1,10 @@
 //! From pixels to what the first layer sees: normalisation, and the Sobel filter where the network has one.
 
 use crate::NetworkError;
-use crate::weights::{SOBEL_GREY, SOBEL_KERNELS, channels_last};
+use crate::weights::channels_last;
 use deepcluster_domain::Plan;
+use deepcluster_domain::input::{MEAN, SOBEL_GREY, SOBEL_KERNELS, STD};
 use tch::{Device, Kind, Tensor};
-
-/// ImageNet's statistics, for pixels from 0 to 1.
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// So many pixels go through at a time on a CPU: few enough to stay in the cores' caches from one operation to the next.
 const PIXELS_AT_ONCE: i64 = 400_000;

@@ -1,4 +1,4 @@
-//! Named weights on a device, their first values, and the fixed Sobel kernels.
+//! Named weights on a device, and their first values.
 
 use crate::NetworkError;
 use deepcluster_domain::plan::{Start, WeightSpec};
@@ -55,10 +55,3 @@ pub fn channels_last(tensor: &Tensor) -> Result<Tensor, NetworkError> {
     }
     Ok(tensor.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
 }
-
-/// The Sobel front end as the official checkpoints name it: `sobel.0` makes grey, `sobel.1` the two gradients.
-pub const SOBEL_GREY: [f32; 3] = [1.0 / 3.0; 3];
-
-/// Kernels of the horizontal and the vertical gradient, `[2, 1, 3, 3]`.
-pub const SOBEL_KERNELS: [f32; 18] =
-    [1.0, 0.0, -1.0, 2.0, 0.0, -2.0, 1.0, 0.0, -1.0, 1.0, 2.0, 1.0, 0.0, 0.0, 0.0, -1.0, -2.0, -1.0];

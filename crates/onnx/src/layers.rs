@@ -4,20 +4,11 @@ use crate::Input;
 use crate::graph::{Graph, float, int, ints};
 use crate::proto::AttributeProto;
 use deepcluster_domain::Plan;
+use deepcluster_domain::input::{MEAN, SOBEL_GREY, SOBEL_KERNELS, STD};
 use deepcluster_domain::plan::Layer;
-
-/// ImageNet's statistics, for pixels from 0 to 1.
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// What batch norm adds to a variance.
 const NORM_EPSILON: f32 = 1e-5;
-
-/// The Sobel filter makes grey first: `[1, 3, 1, 1]`.
-const SOBEL_GREY: [f32; 3] = [1.0 / 3.0; 3];
-
-/// Then come the horizontal and the vertical gradient, `[2, 1, 3, 3]`.
-const SOBEL_KERNELS: [f32; 18] = [1.0, 0.0, -1.0, 2.0, 0.0, -2.0, 1.0, 0.0, -1.0, 1.0, 2.0, 1.0, 0.0, 0.0, 0.0, -1.0, -2.0, -1.0];
 
 /// From a value of the given kind to the embedding; returns the value's name.
 pub(crate) fn embedding(graph: &mut Graph, plan: &Plan, input: Input, value: &str) -> String {
