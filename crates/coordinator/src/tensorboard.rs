@@ -54,6 +54,8 @@ fn files(run: &Run, images_root: &Path, epoch: EpochId) -> Result<(), ReportErro
     let Ok(images) = images_folder(images_root, &run.spec.images) else { return Ok(()) };
     let folder = run.folder.tensorboard();
     publish::create_folder(&folder)?;
+    // TensorBoard would read what a coordinator that died had begun to write: its name tells of events as well.
+    publish::sweep(&folder)?;
     let record = run.record();
     // Epochs from before they were wished for, or over whose files a coordinator has died, have their scores at least.
     let events = run.events_from(0, usize::MAX);

@@ -1,6 +1,6 @@
-//! What a network sees of an image: the fixed numbers of normalisation and of the Sobel filter (recipe, step 1).
+//! What a network sees of an image: the fixed numbers of normalisation and of the Sobel filter (recipe).
 
-/// Mean of each channel, RGB from 0 to 1, over ImageNet's training images (torchvision's models, the authors' main.py).
+/// Mean of each channel, RGB from 0 to 1, over ImageNet's training images (recipe; torchvision has the same).
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 
 /// Standard deviation of each channel, as [`MEAN`].
