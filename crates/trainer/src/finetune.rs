@@ -2,10 +2,10 @@
 
 use crate::Place;
 use crate::pictures::Pictures;
-use crate::probe::{TEN, in_range, load, loaded, readable_rows, skipped};
+use crate::probe::{TEN, in_range, left_off, load, loaded, readable_rows, shuffled, skipped};
 use crate::saver::Saver;
 use crate::train::{drop_unreadable, status, tell};
-use deepcluster_domain::{EpochId, Purpose, Seeds};
+use deepcluster_domain::{EpochId, Seeds};
 use deepcluster_images::{Batch, Request, View};
 use deepcluster_network::checkpoint::TrainingProgress;
 use deepcluster_network::{FinetuneOptions, Finetuned, Finetuning, NetworkError, SgdOptions};
@@ -18,7 +18,6 @@ use deepcluster_service::metrics::Waited;
 use deepcluster_service::requests::{self, file_to_wire, volume_status};
 use deepcluster_volume::npy;
 use metrics::counter;
-use rand::seq::SliceRandom;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tonic::Status;
@@ -70,8 +69,7 @@ pub(crate) fn finetune(
     let labels = labels(place, request.images.as_ref(), images.pictures.entries.len(), n_classes)?;
     images.pictures.check_there()?;
     tell(context, "load", 0, request.steps, 0.0)?;
-    let saved = request.saved.as_ref();
-    let saved = saved.map(|file| requests::verified(&place.volume, "saved", Some(file))).transpose()?;
+    let saved = left_off(place, request.saved.as_ref())?;
     let network = loaded(place, &spec, request.network.as_ref())?;
     let seeds = Seeds::new(request.seed, EpochId(0));
     let (mut pupil, mut progress) = Finetuning::new(network, options, seeds, saved.as_deref()).map_err(status)?;
@@ -82,8 +80,7 @@ pub(crate) fn finetune(
         let pass = progress.steps / steps_a_pass;
         let end = request.steps.min((pass + 1) * steps_a_pass);
         let seeds = Seeds::new(request.seed, EpochId(pass as u32));
-        let mut order = images.rows.clone();
-        order.shuffle(&mut seeds.rng(Purpose::Sampling, 0));
+        let mut order = shuffled(&images.rows, seeds);
         order.truncate((end - pass * steps_a_pass) as usize * batch);
         let skip = (progress.steps - pass * steps_a_pass) as usize;
         let request_of = squares(Arc::clone(&images), order.clone(), seeds);

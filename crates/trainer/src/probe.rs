@@ -19,6 +19,7 @@ use deepcluster_volume::npy;
 use metrics::counter;
 use rand::seq::SliceRandom;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tonic::Status;
 use tracing::info;
@@ -67,8 +68,7 @@ pub(crate) fn probe(place: &Place, request: &ProbeRequest, context: &JobContext<
     images.pictures.check_there()?;
     let total = images.rows.len() as u64 * u64::from(request.epochs);
     tell(context, "load", 0, total, 0.0)?;
-    let saved = request.saved.as_ref();
-    let saved = saved.map(|file| requests::verified(&place.volume, "saved", Some(file))).transpose()?;
+    let saved = left_off(place, request.saved.as_ref())?;
     let network = frozen(place, &spec, request.network.as_ref())?;
     let taps = taps(&network, layers)?;
     let seeds = Seeds::new(request.seed, EpochId(0));
@@ -79,8 +79,7 @@ pub(crate) fn probe(place: &Place, request: &ProbeRequest, context: &JobContext<
     let first_epoch = (progress.steps / steps_an_epoch) as u32;
     for epoch in first_epoch..request.epochs {
         let seeds = Seeds::new(request.seed, EpochId(epoch));
-        let mut order = images.rows.clone();
-        order.shuffle(&mut seeds.rng(Purpose::Sampling, 0));
+        let order = shuffled(&images.rows, seeds);
         let skip = (progress.steps - u64::from(epoch) * steps_an_epoch) as usize;
         let request_of = shifted(Arc::clone(&images), order.clone(), seeds);
         for mut batch in Waited(load(place, &spec, order.len(), batch, skip, request_of)?) {
@@ -110,6 +109,18 @@ pub(crate) fn probe(place: &Place, request: &ProbeRequest, context: &JobContext<
     info!(epochs = request.epochs, images = progress.n_images, "probes taught");
     let skipped = skipped(progress.skipped);
     Ok(ProbeResult { probes: Some(file_to_wire(&record)), n_images: progress.n_images, skipped })
+}
+
+/// The file from which a call goes on that was interrupted before.
+pub(crate) fn left_off(place: &Place, saved: Option<&v1::File>) -> Result<Option<PathBuf>, Status> {
+    saved.map(|file| requests::verified(&place.volume, "saved", Some(file))).transpose()
+}
+
+/// Rows in the order of a pass.
+pub(crate) fn shuffled(rows: &[usize], seeds: Seeds) -> Vec<usize> {
+    let mut order = rows.to_vec();
+    order.shuffle(&mut seeds.rng(Purpose::Sampling, 0));
+    order
 }
 
 /// Which image is shown at which place of an order, and how.
