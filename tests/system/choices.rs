@@ -135,11 +135,18 @@ fn weights_of_somebody_else_start_a_run_and_wrong_ones_are_named() {
     let sentence = refused(&["--init", text(&theirs), "--no-sobel"]);
     let expected =
         "features.0.weight has shape [96, 2, 11, 11], alexnet needs [96, 3, 11, 11]; weights of edges need the Sobel filter";
-    assert!(sentence.contains(expected), "{sentence}");
+    assert!(sentence.contains(expected) && sentence.contains(text(&theirs)), "{sentence}");
     let sentence = refused(&["--init", text(&theirs), "--arch", "resnet18"]);
     assert!(sentence.contains("has no tensor conv1.weight, which resnet18 needs"), "{sentence}");
     assert!(refused(&["--init", "/no/such.safetensors"]).contains("--init /no/such.safetensors"));
     assert!(refused(&["--init", text(&pictures().join("stripes"))]).contains("stripes"));
+    let other = volume.join("runs/run-0001/run.json");
+    assert!(refused(&["--init", text(&other)]).contains("run.json: it does not begin as safetensors files do"));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let sentence = refused(&["--http", &taken.local_addr().unwrap().to_string()]);
+    assert!(sentence.contains("--http: cannot listen on 127.0.0.1"), "{sentence}");
+    assert!(!folder.path().join("other/runs/run-0001").is_dir(), "nothing began");
 }
 
 #[test]

@@ -258,7 +258,7 @@ async fn what_cannot_be_answered_is_refused_with_a_sentence() {
         (of_epoch(2), Code::FailedPrecondition, "that of epoch 1, which is no longer on the volume"),
         (request(&run, Vec::new()), Code::InvalidArgument, "images"),
         (request(&run, vec![InputImage::default()]), Code::InvalidArgument, "neither content nor path"),
-        (request(&run, path("../../etc/passwd")), Code::InvalidArgument, "../../etc/passwd"),
+        (request(&run, path("../../etc/passwd")), Code::InvalidArgument, "number 0 (''): path '../../etc/passwd'"),
         (request(&run, path("/etc/passwd")), Code::InvalidArgument, "/etc/passwd"),
         (request(&run, path("")), Code::InvalidArgument, "images"),
         (request(&run, vec![by_path(&picture); 129]), Code::ResourceExhausted, "128"),

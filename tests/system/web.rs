@@ -255,9 +255,10 @@ async fn the_live_page_speaks_tls_when_the_api_does_and_wrong_addresses_are_refu
     assert!(!ask(&[]).status.success(), "a visitor without a certificate was let in");
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    for (address, word) in
-        [("nowhere".to_owned(), "--http 'nowhere'"), (taken.local_addr().unwrap().to_string(), "--http 127.0.0.1")]
-    {
+    for (address, word) in [
+        ("nowhere".to_owned(), "--http 'nowhere'"),
+        (taken.local_addr().unwrap().to_string(), "--http: cannot listen on 127.0.0.1"),
+    ] {
         let volume = folder.path().join("other");
         let mut command = Command::new(program("deepcluster-coordinator"));
         command.args([format!("--volume={}", text(&volume)), "--listen=127.0.0.1:0".to_owned(), format!("--http={address}")]);

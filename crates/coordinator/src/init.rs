@@ -25,8 +25,8 @@ impl Init {
     /// One sentence that names the file, and the tensor that is missing or of another shape.
     pub(crate) fn find(images_root: &Path, spec: &RunSpec) -> Result<Option<Self>, FieldError> {
         let Some(name) = &spec.init else { return Ok(None) };
-        let wrong = |why: String| FieldError::new("init", format!("{name}: {why}"));
         let path = resolve_below(images_root, Path::new(name)).map_err(|error| FieldError::new("init", error))?;
+        let wrong = |why: String| FieldError::new("init", format!("{}: {why}", path.display()));
         let file = TensorsFile::open(&path).map_err(|error| FieldError::new("init", error))?;
         let found: BTreeMap<String, Described> =
             file.tensors().map(|tensor| (tensor.name.replace(WRAPPER, ""), tensor.clone())).collect();

@@ -80,14 +80,15 @@ impl Coordinator {
     /// Takes the volume and reads its runs.
     ///
     /// # Errors
-    /// When the volume is owned or cannot be written.
+    /// When the live page's port is taken, or the volume is owned or cannot be written.
     pub fn new(config: &Config, workers: Workers, start: Start) -> Result<Self, String> {
+        // Before anybody is answered: what cannot start like this must not begin a run.
+        let page = start.http.map(|address| LivePage::bind(address, config.tokens.clone(), config.tls.clone())).transpose()?;
         let lock = VolumeLock::take(&config.volume, start.takeover_after).map_err(|error| error.to_string())?;
         // Clients and the network know the volume's files by paths below its real root.
         let workshop = Workshop::new(Volume::new(&config.volume), workers, lock.token(), start.cache_limit, start.tensorboard);
         let runs = Runs::open(workshop, config.images.clone(), start.paused, config.limits).map_err(|error| error.to_string())?;
         let lost = Arc::new(OnceLock::new());
-        let page = start.http.map(|address| LivePage { address, tokens: config.tokens.clone(), tls: config.tls.clone() });
         Ok(Self { runs: Arc::new(runs), page, shutdown: CancellationToken::new(), lock: Arc::new(lock), lost })
     }
 
@@ -147,7 +148,7 @@ impl Service for Coordinator {
     async fn warm_up(&mut self) -> Result<(), String> {
         self.keep_volume().map_err(|error| error.to_string())?;
         if let Some(page) = self.page.take() {
-            page.open(Arc::clone(&self.runs), self.shutdown.clone()).await?;
+            page.serve(Arc::clone(&self.runs), self.shutdown.clone())?;
         }
         let (runs, shutdown) = (Arc::clone(&self.runs), self.shutdown.clone());
         // A thread of its own: the loop reads and hashes files, which must not hold up the answers to clients.

@@ -97,7 +97,7 @@ impl TensorsFile {
         read(0, &mut prefix)?;
         let length = u64::from_le_bytes(prefix);
         if length > MAX_HEADER.min(size.saturating_sub(PREFIX)) {
-            return Err(corrupt(&format!("its header cannot have {length} bytes")));
+            return Err(corrupt(&"it does not begin as safetensors files do, or is cut short"));
         }
         let mut header = vec![0; length as usize];
         read(PREFIX, &mut header)?;

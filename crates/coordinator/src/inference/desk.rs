@@ -97,14 +97,16 @@ impl Desk {
         if n > most {
             return Err(Status::resource_exhausted(format!("images: {n} are too many, {most} are the most of a message")));
         }
-        for image in images {
+        for (number, image) in images.iter().enumerate() {
+            let wrong =
+                |why: &dyn std::fmt::Display| FieldError::new("images", format!("number {number} ('{}'): {why}", image.id));
             match &image.source {
                 Some(Source::Content(_)) => {}
                 Some(Source::Path(path)) => {
                     let path = resolve_below(&self.runs.images, Path::new(OsStr::from_bytes(path)));
-                    path.map_err(|error| FieldError::new("images", error))?;
+                    path.map_err(|error| wrong(&error))?;
                 }
-                None => return Err(FieldError::new("images", "an image has neither content nor path").into()),
+                None => return Err(wrong(&"has neither content nor path").into()),
             }
         }
         Ok(())

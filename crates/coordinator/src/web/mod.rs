@@ -29,6 +29,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use deepcluster_domain::RunId;
 use deepcluster_report::RunView;
+use deepcluster_service::config::Listen;
 use deepcluster_service::door::Tokens;
 use deepcluster_service::tls::{ServerFiles, ServerTls};
 use html::Failure;
@@ -43,10 +44,9 @@ use tracing::{info, warn};
 const FORM: usize = 8 << 10;
 
 /// Where the live page is served, and to whom.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LivePage {
-    /// Where to listen.
-    pub address: SocketAddr,
+    listener: std::net::TcpListener,
     /// What visitors must show, as callers of the API do.
     pub tokens: Tokens,
     /// Certificates, if it speaks TLS.
@@ -54,13 +54,22 @@ pub struct LivePage {
 }
 
 impl LivePage {
-    /// Opens the port and serves until `shutdown` is cancelled.
+    /// Opens the port; nothing is answered before [`LivePage::serve`].
+    ///
+    /// # Errors
+    /// One sentence that names the address.
+    pub fn bind(address: SocketAddr, tokens: Tokens, tls: Option<ServerFiles>) -> Result<Self, String> {
+        let listener = Listen::Address(address).bind().map_err(|why| format!("--http: {why}"))?;
+        Ok(Self { listener, tokens, tls })
+    }
+
+    /// Serves until `shutdown` is cancelled. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// One sentence that names the address or a file of certificates.
-    pub async fn open(self, runs: Arc<Runs>, shutdown: CancellationToken) -> Result<(), String> {
-        let failed = |error: std::io::Error| format!("--http {}: {error}", self.address);
-        let listener = TcpListener::bind(self.address).await.map_err(failed)?;
+    pub fn serve(self, runs: Arc<Runs>, shutdown: CancellationToken) -> Result<(), String> {
+        let failed = |error: std::io::Error| format!("--http: {error}");
+        let listener = TcpListener::from_std(self.listener).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         info!("the live page is at {scheme}://{address}/");
