@@ -167,7 +167,9 @@ fn goes_on_after_a_kill(words: &[String], protocol: &str, kind: &str, progress: 
 
     let again = deepcluster(words).good();
     let done: Vec<u64> = events(&again, "progress").iter().map(|event| event["done"].as_u64().unwrap()).collect();
-    assert!(done.iter().all(|done| *done == 0 || *done >= steps / progress), "from step {steps}: {done:?}");
+    assert!(!done.is_empty() && done.iter().all(|done| *done >= steps / progress), "from step {steps}: {done:?}");
+    let measured = |event: &Value| event["loss"].as_f64().is_some_and(|loss| loss > 0.0);
+    assert!(events(&undisturbed, "progress").iter().all(measured), "{undisturbed}");
     assert_eq!(events(&again, kind), events(&undisturbed, kind));
     assert!(!events(&again, kind).is_empty());
     assert!(tiny.sites(protocol).is_empty());

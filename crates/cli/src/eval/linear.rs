@@ -102,13 +102,13 @@ impl LinearArgs {
         Ok(name_of("linear", &question))
     }
 
-    /// What the probes get right, how many classes there are, and the probes' mean loss in the last epoch.
+    /// What the probes get right, how many classes there are, and the probes' mean loss in the last epoch, where it is known.
     async fn evaluate(
         &self,
         subject: &Subject,
         site: &Site<'_>,
         layers: Vec<String>,
-    ) -> Result<(ScoreResult, usize, f64), Failure> {
+    ) -> Result<(ScoreResult, usize, Option<f64>), Failure> {
         let train = site.classified("train", &self.train, None)?;
         let test = site.classified("test", &self.test, Some(&train.names))?;
         let probes = Probes {
@@ -135,8 +135,14 @@ impl LinearArgs {
         Ok((site.calls.score(&request, &mut told).await?, train.names.len(), loss))
     }
 
-    /// The probes, taught from where an earlier command was interrupted, and their mean loss in the last epoch.
-    async fn teach(&self, subject: &Subject, site: &Site<'_>, train: &Listed, probes: Probes) -> Result<(File, f64), Failure> {
+    /// The probes, taught from where an earlier command was interrupted, and their mean loss in the last epoch, where it is known.
+    async fn teach(
+        &self,
+        subject: &Subject,
+        site: &Site<'_>,
+        train: &Listed,
+        probes: Probes,
+    ) -> Result<(File, Option<f64>), Failure> {
         let volume = &subject.volume;
         let images: ClassifiedImages = site.prepared(train).await?;
         let mut saved = Saved::at(site);
@@ -153,14 +159,14 @@ impl LinearArgs {
             saved: saved.file(),
         };
         let mut last_epoch = None;
-        // Images seen and mean loss over them, before the last epoch and now.
-        let (mut before, mut now) = ((0, 0.0), (0, 0.0));
+        let mut losses = Losses::default();
         let mut told = |progress: &Progress| {
-            now = (progress.done, progress.loss);
-            if progress.done <= progress.total - progress.total / u64::from(self.epochs) {
-                before = now;
-            }
             site.told("probes", progress.done, progress.total, progress.loss);
+            // While it waits and loads, the trainer does not say where it goes on.
+            if progress.done == 0 {
+                return;
+            }
+            losses.heard((progress.done, progress.loss), progress.total, u64::from(self.epochs));
             let epoch = progress.done * u64::from(self.epochs) / progress.total.max(1);
             if last_epoch.replace(epoch) != Some(epoch) {
                 // Whoever reads the lines may be gone; the result will say so.
@@ -170,7 +176,7 @@ impl LinearArgs {
         let mut kept = |file: TrainSaved| saved.keep("probes", &file);
         let result = site.calls.probe(&request, &mut told, &mut kept).await.map_err(|failure| self.with_hint(failure))?;
         let probes = result.probes.ok_or_else(|| Failure::other("the trainer made no probes"))?;
-        Ok((probes, loss_since(before, now)))
+        Ok((probes, losses.in_last_epoch()))
     }
 
     /// Says what else may help where numbers of the probes grew beyond all bounds, which the trainer calls "not finite". The same
@@ -184,14 +190,15 @@ impl LinearArgs {
     }
 
     /// What to say of probes whose loss has ended above that of guessing.
-    fn diverged(&self, loss: f64, n_classes: usize) -> Option<String> {
+    fn diverged(&self, loss: Option<f64>, n_classes: usize) -> Option<String> {
+        let loss = loss?;
         let guess = (n_classes as f64).ln();
         let help = if self.standardise { "a lower --lr" } else { "--standardise or a lower --lr" };
-        let what = format!("the last epoch's loss is {loss:.3} on average of the layers");
+        let what = format!("the last epoch's loss is about {loss:.3} on average of the layers");
         (loss > guess).then(|| format!("{what}, and guessing has ln {n_classes} = {guess:.3}; {help} may help"))
     }
 
-    fn print(&self, subject: &Subject, scores: &ScoreResult, n_classes: usize, loss: f64) -> Result<(), Failure> {
+    fn print(&self, subject: &Subject, scores: &ScoreResult, n_classes: usize, loss: Option<f64>) -> Result<(), Failure> {
         let share = |hits: u64, n: u64| hits as f64 / n.max(1) as f64;
         let diverged = self.diverged(loss, n_classes);
         if self.subject.json {
@@ -216,6 +223,37 @@ impl LinearArgs {
     }
 }
 
+/// What was heard of the probes' loss.
+#[derive(Default)]
+struct Losses {
+    /// Images seen and mean loss over them, when the last epoch began; none where nothing was heard at about that time, as after
+    /// an interruption in the last epoch.
+    before: Option<(u64, f64)>,
+    /// The same, now.
+    now: (u64, f64),
+}
+
+impl Losses {
+    /// Takes in how many images were seen, of how many in how many epochs, and the mean loss over them.
+    fn heard(&mut self, now: (u64, f64), total: u64, epochs: u64) {
+        let an_epoch = total / epochs.max(1);
+        let last = total - an_epoch;
+        // Not every word of the trainer is heard, so a tenth of an epoch too early will do.
+        if now.0 <= last && (last - now.0).saturating_mul(10) <= an_epoch {
+            self.before = Some(now);
+        } else if last == 0 {
+            self.before = Some((0, 0.0));
+        }
+        self.now = now;
+    }
+
+    /// Mean loss in the last epoch, if that is known.
+    fn in_last_epoch(&self) -> Option<f64> {
+        let before = self.before.filter(|before| before.0 < self.now.0)?;
+        Some(loss_since(before, self.now))
+    }
+}
+
 /// Mean loss over the images between two moments, of each of which is known how many were seen and the mean loss over them.
 fn loss_since((n_before, before): (u64, f64), (n, loss): (u64, f64)) -> f64 {
     (loss * n as f64 - before * n_before as f64) / n.saturating_sub(n_before).max(1) as f64
@@ -230,5 +268,21 @@ mod tests {
         assert_eq!(loss_since((0, 0.0), (10, 2.5)), 2.5);
         assert_eq!(loss_since((30, 4.0), (40, 3.5)), 2.0);
         assert_eq!(loss_since((40, 3.5), (40, 3.5)), 0.0);
+    }
+
+    #[test]
+    fn the_loss_of_the_last_epoch_is_unknown_to_who_comes_in_its_middle() {
+        let after = |heard: &[(u64, f64)], total: u64, epochs: u64| {
+            let mut losses = Losses::default();
+            heard.iter().for_each(|now| losses.heard(*now, total, epochs));
+            losses.in_last_epoch()
+        };
+        assert_eq!(after(&[(10, 5.0), (30, 4.0), (40, 3.5)], 40, 4), Some(2.0));
+        assert_eq!(after(&[(35, 3.75), (40, 3.5)], 40, 4), None);
+        // What was heard long before that epoch tells as little of it.
+        assert_eq!(after(&[(10, 5.0), (40, 3.5)], 40, 4), None);
+        assert_eq!(after(&[(30, 4.0)], 40, 4), None);
+        // An only epoch begins with nothing, wherever one comes in.
+        assert_eq!(after(&[(30, 4.0), (40, 3.5)], 40, 1), Some(3.5));
     }
 }

@@ -15,7 +15,7 @@ use deepcluster_service::requests::{file_to_wire, record_of};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::{VolumeError, npy, publish};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::TryLockError;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -88,6 +88,14 @@ impl Subject {
             bar.finish_and_clear();
         }
         outcome
+    }
+}
+
+/// A line on progress, without a loss of 0, which nobody has measured yet.
+fn progress_line(phase: &str, done: u64, total: u64, loss: f64) -> Value {
+    match loss == 0.0 {
+        true => json!({"event": "progress", "phase": phase, "done": done, "total": total}),
+        false => json!({"event": "progress", "phase": phase, "done": done, "total": total, "loss": loss}),
     }
 }
 
@@ -306,13 +314,13 @@ impl Site<'_> {
         bar.set_message(if loss > 0.0 { format!("{phase}  loss {loss:.3}") } else { phase.to_owned() });
     }
 
-    /// Progress as a line for machines.
+    /// Progress as a line for machines; the loss is the mean since the beginning.
     ///
     /// # Errors
     /// When the output is closed.
     pub fn event(&self, phase: &str, done: u64, total: u64, loss: f64) -> Result<(), Failure> {
         match self.json {
-            true => crate::failure::say(json!({"event": "progress", "phase": phase, "done": done, "total": total, "loss": loss})),
+            true => crate::failure::say(progress_line(phase, done, total, loss)),
             false => Ok(()),
         }
     }
@@ -323,5 +331,16 @@ impl Site<'_> {
     /// When it cannot be removed.
     pub fn clean(&self) -> Result<(), Failure> {
         Ok(publish::remove(&self.folder)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_that_was_not_measured_is_not_told() {
+        assert!(progress_line("voc", 1, 9, 0.0).get("loss").is_none());
+        assert_eq!(progress_line("voc", 1, 9, 2.5)["loss"], 2.5);
     }
 }

@@ -170,6 +170,10 @@ impl VocArgs {
         let mut last = None;
         let mut told = |progress: &Progress| {
             site.told("learning", progress.done, progress.total, progress.loss);
+            // While it waits and loads, the trainer does not say where it goes on.
+            if progress.done == 0 {
+                return;
+            }
             let hundredth = progress.done * 100 / progress.total.max(1);
             if last.replace(hundredth) != Some(hundredth) {
                 // Whoever reads the lines may be gone; the result will say so.
