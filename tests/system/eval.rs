@@ -221,6 +221,12 @@ fn neighbours_are_of_the_own_class() {
     assert_eq!(rows.iter().map(|row| row["layer"].as_str().unwrap()).collect::<Vec<_>>(), ["layer1", "pool"]);
     assert!(rows.iter().all(|row| number(row, "top1") > 0.6), "{others}");
     assert!(tiny.sites("knn").is_empty());
+
+    // What few images do not have is not said to have been used.
+    let most = f64::from(TRAIN * 4);
+    let all = tiny.eval("knn", &[("train", &train), ("test", &tiny.test())], "--k 5000 --pca 5000 --device cpu --json").good();
+    let all = &events(&all, "knn")[0];
+    assert_eq!((number(all, "k"), number(all, "pca")), (most, most - 1.0), "{all}");
 }
 
 /// Purity and the adjusted Rand index, by counting, from what `labels` prints.
@@ -305,7 +311,7 @@ fn views_of_the_same_building_are_found() {
     let printed = tiny.eval("retrieval", &[("images", &images)], &format!("{flags} --pca 8")).good();
     let all = &events(&printed, "retrieval")[0];
     assert!(number(all, "map") > 0.7, "{printed}");
-    assert_eq!((number(all, "queries"), number(all, "images")), (5.0, 20.0));
+    assert_eq!((number(all, "queries"), number(all, "images"), number(all, "pca")), (5.0, 20.0, 8.0));
     let queries = events(&printed, "query");
     let mean = queries.iter().map(|query| number(query, "ap")).sum::<f64>() / 5.0;
     assert!((mean - number(all, "map")).abs() < 1e-9, "{printed}");

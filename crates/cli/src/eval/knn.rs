@@ -1,7 +1,7 @@
 //! `eval knn`: the classes of the k most similar training images vote, weighted by exp(similarity / temperature)
 //! (Wu, Xiong, Yu, Lin 2018).
 
-use super::site::Site;
+use super::site::{Site, whitened_dims};
 use super::subject::{Subject, SubjectArgs};
 use crate::failure::{Failure, say};
 use deepcluster_domain::ranking::knn_vote;
@@ -83,6 +83,8 @@ impl KnnArgs {
                 sets.push(results.into_iter().filter_map(|result| result.features).collect::<Vec<File>>());
             }
             let (queries, features) = (sets.pop().unwrap_or_default(), sets.pop().unwrap_or_default());
+            let n_train = train.classes.iter().filter(|class| **class >= 0).count();
+            let width = site.width(&features)?;
             let used = [features.clone(), queries.clone()].concat();
             let request = SearchRequest {
                 features,
@@ -105,7 +107,9 @@ impl KnnArgs {
             if n == 0 {
                 return Err(Failure::usage(format!("--test {}: none of its images can be read", self.test.display())));
             }
-            self.print(subject, label, hits, n)?;
+            // Both are less than what was asked for where there are few images.
+            let dims = self.pca.map(|pca| whitened_dims(pca, n_train, width));
+            self.print(subject, label, (k, dims), (hits, n))?;
         }
         Ok(())
     }
@@ -124,15 +128,22 @@ impl KnnArgs {
         (hits, n)
     }
 
-    fn print(&self, subject: &Subject, layer: &str, hits: usize, n: usize) -> Result<(), Failure> {
+    /// Prints how many were right, by so many neighbours in so many dimensions of whitening.
+    fn print(
+        &self,
+        subject: &Subject,
+        layer: &str,
+        (k, dims): (usize, Option<usize>),
+        (hits, n): (usize, usize),
+    ) -> Result<(), Failure> {
         let top1 = hits as f64 / n.max(1) as f64;
         if self.subject.json {
             return say(json!({
-                "event": "knn", "epoch": subject.epoch, "layer": layer, "k": self.k, "temperature": self.temperature,
-                "pca": self.pca, "top1": top1, "images": n,
+                "event": "knn", "epoch": subject.epoch, "layer": layer, "k": k, "temperature": self.temperature,
+                "pca": dims, "top1": top1, "images": n,
             }));
         }
-        let whitened = self.pca.map_or(String::new(), |pca| format!(", whitened to {pca}"));
-        say(format!("{}  {layer}{whitened}: {:.1} % of {n} by {} neighbours", subject.name(), top1 * 100.0, self.k))
+        let whitened = dims.map_or(String::new(), |dims| format!(", whitened to at most {dims}"));
+        say(format!("{}  {layer}{whitened}: {:.1} % of {n} by {k} neighbours", subject.name(), top1 * 100.0))
     }
 }

@@ -6,7 +6,7 @@
 //! whole image would be looked at.
 
 use super::ground_truth::{self, Query};
-use super::site::Site;
+use super::site::{Site, whitened_dims};
 use super::subject::{Subject, SubjectArgs};
 use crate::failure::{Failure, say};
 use crate::train::images_below_root;
@@ -68,14 +68,14 @@ impl RetrievalArgs {
         let folder = self.ground_truth.clone().unwrap_or_else(|| self.images.join("gt"));
         let queries = ground_truth::read(&folder, &ids)?;
         let name = format!("retrieval-{}", std::process::id());
-        let scores = subject
+        let (scores, dims) = subject
             .with_site(&name, self.subject.json, async |site| {
                 let outcome = self.evaluate(&subject, site, &layer, (entries, queries.as_slice())).await;
                 site.clean()?;
                 outcome
             })
             .await?;
-        self.print(&subject, &layer, &queries, &scores)
+        self.print(&subject, &layer, &queries, (&scores, dims))
     }
 
     fn layer(&self, subject: &Subject) -> Result<String, Failure> {
@@ -91,14 +91,14 @@ impl RetrievalArgs {
         }
     }
 
-    /// Average precision of each question.
+    /// Average precision of each question, and the dimensions of whitening, where that is wanted.
     async fn evaluate(
         &self,
         subject: &Subject,
         site: &Site<'_>,
         layer: &str,
         (entries, queries): (Vec<ImageEntry>, &[Query]),
-    ) -> Result<Vec<f64>, Failure> {
+    ) -> Result<(Vec<f64>, Option<usize>), Failure> {
         let listed = site.listed("images", images_below_root(&self.images)?, entries)?;
         let wanted = |side: u32| {
             move |request: &mut ExtractRequest| {
@@ -119,6 +119,7 @@ impl RetrievalArgs {
             asked.extend(site.extract(&one, layer, &wanted(side)).await?);
         }
         let blank = blank_rows(site, &features)?;
+        let width = site.width(&features)?;
         let request = SearchRequest {
             features,
             queries: asked,
@@ -142,7 +143,8 @@ impl RetrievalArgs {
             let ranked: Vec<Relevance> = rows.iter().map(|row| meaning(query, row)).collect();
             average_precision(&ranked)
         });
-        Ok(scores.collect())
+        let dims = self.pca.map(|pca| whitened_dims(pca, blank.len(), width));
+        Ok((scores.collect(), dims))
     }
 
     /// The part of an image that a question is about as a PNG file, and the longer side at which it is looked at.
@@ -165,7 +167,13 @@ impl RetrievalArgs {
         Ok((png.into_inner(), side.max(least)))
     }
 
-    fn print(&self, subject: &Subject, layer: &str, queries: &[Query], scores: &[f64]) -> Result<(), Failure> {
+    fn print(
+        &self,
+        subject: &Subject,
+        layer: &str,
+        queries: &[Query],
+        (scores, dims): (&[f64], Option<usize>),
+    ) -> Result<(), Failure> {
         let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
         let n_images = queries.first().map_or(0, |query| query.relevance.len());
         for (query, score) in queries.iter().zip(scores) {
@@ -178,11 +186,11 @@ impl RetrievalArgs {
         }
         if self.subject.json {
             return say(json!({
-                "event": "retrieval", "epoch": subject.epoch, "layer": layer, "side": self.side, "pca": self.pca, "map": mean,
+                "event": "retrieval", "epoch": subject.epoch, "layer": layer, "side": self.side, "pca": dims, "map": mean,
                 "queries": scores.len(), "images": n_images,
             }));
         }
-        let whitened = self.pca.map_or(String::new(), |pca| format!(", whitened to {pca}"));
+        let whitened = dims.map_or(String::new(), |dims| format!(", whitened to at most {dims}"));
         let n = scores.len();
         say(format!(
             "{}  {layer}{whitened}: {:.1} % on average of {n} queries to {n_images} images",

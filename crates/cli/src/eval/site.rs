@@ -91,6 +91,12 @@ impl Subject {
     }
 }
 
+/// Dimensions that whitening to `pca` keeps at most of `n` images' features: those span one less than there are, and no more
+/// than the features' width.
+pub fn whitened_dims(pca: u32, n: usize, width: usize) -> usize {
+    (pca as usize).min(width).min(n.saturating_sub(1))
+}
+
 /// A line on progress, without a loss of 0, which nobody has measured yet.
 fn progress_line(phase: &str, done: u64, total: u64, loss: f64) -> Value {
     match loss == 0.0 {
@@ -285,6 +291,15 @@ impl Site<'_> {
         Ok(self.subject.volume.verified(&record)?)
     }
 
+    /// How many values each image has in features that a worker has made.
+    ///
+    /// # Errors
+    /// When the file is not there or damaged.
+    pub fn width(&self, features: &[File]) -> Result<usize, Failure> {
+        let first = features.first().ok_or_else(|| Failure::other("the extractor made no features"))?;
+        Ok(npy::ArrayFile::open(&self.subject.volume.resolve(&first.path)?)?.width())
+    }
+
     /// Removes files that are no longer needed.
     ///
     /// # Errors
@@ -337,6 +352,13 @@ impl Site<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_images_or_narrow_features_keep_few_dimensions() {
+        assert_eq!(whitened_dims(5000, 400, 9216), 399);
+        assert_eq!(whitened_dims(5000, 400, 256), 256);
+        assert_eq!(whitened_dims(64, 400, 256), 64);
+    }
 
     #[test]
     fn a_loss_that_was_not_measured_is_not_told() {

@@ -25,9 +25,9 @@ pub struct SubjectArgs {
     /// Where the network computes: auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t = DeviceChoice::Auto, value_name = "DEVICE")]
     device: DeviceChoice,
-    /// Arithmetic of the network: auto (bf16 where the hardware has it), f32 or bf16
-    #[arg(long, default_value_t = Precision::Auto, value_name = "PRECISION")]
-    precision: Precision,
+    /// Arithmetic of the network: auto (bf16 where the hardware has it), f32 or bf16; without it, what the run was trained with
+    #[arg(long, value_name = "PRECISION")]
+    precision: Option<Precision>,
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -41,7 +41,7 @@ pub struct Subject {
     pub run_id: String,
     /// Its folder on the volume.
     pub run: RunFolder,
-    /// The run's spec, but for where and how exactly the network computes.
+    /// The run's spec, but for where the network computes, and how exactly where that was named.
     pub spec: RunSpec,
     /// The epoch that has left the network so; none before the first.
     pub epoch: Option<u32>,
@@ -65,12 +65,17 @@ impl SubjectArgs {
         let run = volume.run(&id);
         let record: RunRecord = read_record(&run.run_json())?;
         let spec = RunSpec::try_from(record.spec).map_err(|error| Failure::usage(error.to_string()))?;
-        let spec = RunSpec { device: self.device, precision: self.precision, ..spec };
+        let spec = self.computing(spec);
         let epoch = if self.random { None } else { Some(chosen_epoch(&run, self.epoch)?) };
         let checkpoint: Option<v1::File> = epoch.as_ref().map(|epoch| file_to_wire(&epoch.manifest.files.checkpoint));
         let first = record.resolved.init.as_ref().map(file_to_wire);
         let network = network_of(&spec, checkpoint.or(first));
         Ok(Subject { volume, run_id, run, spec, epoch: epoch.map(|epoch| epoch.epoch.0), network })
+    }
+
+    /// A run's spec with the device that is asked for, and the precision if one is.
+    fn computing(&self, spec: RunSpec) -> RunSpec {
+        RunSpec { device: self.device, precision: self.precision.unwrap_or(spec.precision), ..spec }
     }
 }
 
@@ -95,5 +100,29 @@ impl Subject {
             }
         }
         Ok(layers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Asked {
+        #[command(flatten)]
+        subject: SubjectArgs,
+    }
+
+    #[test]
+    fn a_network_computes_as_exactly_as_it_was_trained_unless_one_says_otherwise() {
+        let precision = |flags: &[&str]| {
+            let words = ["eval", "run-0001"].into_iter().chain(flags.iter().copied());
+            let trained = RunSpec { precision: Precision::F32, ..RunSpec::default() };
+            Asked::parse_from(words).subject.computing(trained).precision
+        };
+        assert_eq!(precision(&[]), Precision::F32);
+        assert_eq!(precision(&["--precision", "bf16"]), Precision::Bf16);
+        assert_eq!(precision(&["--precision", "auto"]), Precision::Auto);
     }
 }
