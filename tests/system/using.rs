@@ -1,7 +1,7 @@
 //! What a finished run is good for: its network in other programs, similar images, images sorted by cluster.
 
 use crate::stack::{Service, until_serving};
-use crate::support::{deepcluster, finished_run, pictures, python, text};
+use crate::support::{deepcluster, finished_run, pictures, program, python, text};
 use deepcluster_domain::RunSpec;
 use deepcluster_domain::geometry::resize_side;
 use deepcluster_images::View;
@@ -18,6 +18,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 const SIDE: u32 = 64;
@@ -205,6 +206,19 @@ fn exported_weights_are_those_of_the_epoch_that_was_asked_for() {
         assert_eq!(refused.code, Some(2), "{}", refused.stderr);
         assert!(refused.stderr.contains(word), "{}", refused.stderr);
         assert!(!other.try_exists().unwrap());
+    }
+}
+
+#[test]
+fn a_reader_that_goes_early_is_no_error() {
+    let run = finished_run().folder();
+    for flags in [&["labels"][..], &["labels", "--json"], &["eval", "clusters"]] {
+        let mut command = Command::new(program("deepcluster"));
+        let mut child = command.args(flags).arg(&run).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), said.as_ref()), (Some(0), ""), "{flags:?}");
     }
 }
 

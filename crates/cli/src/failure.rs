@@ -4,13 +4,13 @@ use deepcluster_volume::VolumeError;
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// A failed command.
+/// A command that ends early.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
     /// One sentence that names the flag, file or value.
     pub message: String,
-    /// Exit code.
+    /// Exit code; 0 where nobody wanted more.
     pub code: u8,
 }
 
@@ -25,13 +25,27 @@ impl Failure {
         Self { message: message.into(), code: 1 }
     }
 
-    /// Standard output that cannot be written. Without a message where its reader has gone (`deepcluster labels … | head`),
-    /// since that is no news to anybody.
+    /// Standard output that cannot be written. Where its reader has gone (`deepcluster labels … | head`) it had what it wanted, and
+    /// all is well.
     pub fn output(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe => Self::other(""),
+        match kind_of(&error) {
+            io::ErrorKind::BrokenPipe => Self { message: String::new(), code: 0 },
             _ => Self::other(format!("standard output: {error}")),
         }
+    }
+
+    /// For commands whose work ends with them: it has not come to its end, even if nobody listens any more.
+    pub fn unfinished(self) -> Self {
+        Self { code: self.code.max(1), ..self }
+    }
+}
+
+/// What kind of error it is; `csv` wraps those of the file that it writes to.
+fn kind_of(error: &io::Error) -> io::ErrorKind {
+    let wrapped = error.get_ref().and_then(|inner| inner.downcast_ref::<csv::Error>());
+    match wrapped.map(csv::Error::kind) {
+        Some(csv::ErrorKind::Io(inner)) => inner.kind(),
+        _ => error.kind(),
     }
 }
 
@@ -46,5 +60,24 @@ pub fn say(line: impl Display) -> Result<(), Failure> {
 impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Self {
         Self::usage(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_error() {
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        for error in [gone(), io::Error::from(csv::Error::from(gone()))] {
+            let failure = Failure::output(error);
+            assert_eq!((failure.code, failure.message.as_str()), (0, ""));
+            assert_eq!(failure.unfinished().code, 1);
+        }
+        let full = io::Error::from(csv::Error::from(io::Error::from(io::ErrorKind::StorageFull)));
+        let failure = Failure::output(full);
+        assert_eq!(failure.code, 1);
+        assert!(failure.message.starts_with("standard output: "), "{failure}");
     }
 }

@@ -259,13 +259,15 @@ async fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Train { images, out, spec, services, json } => {
             let spec = spec.on_this_machine()?.spec(train::images_below_root(&images)?);
-            train::train(spec, &out, &services, json).await
+            train::train(spec, &out, &services, json).await.map_err(Failure::unfinished)
         }
         Command::Plan { plan, spec, services, json } => {
             let spec = spec.on_this_machine()?;
             plan.plan(|images| spec.spec(images), &services, json).await
         }
-        Command::Resume { volume, run, services, json } => train::resume(&volume, run, &services, json).await,
+        Command::Resume { volume, run, services, json } => {
+            train::resume(&volume, run, &services, json).await.map_err(Failure::unfinished)
+        }
         Command::Submit { images, spec, tags, request_id, server } => {
             if images.is_empty() {
                 return Err(Failure::usage("the folder of images has no name; '.' is all of the services' images"));
