@@ -200,6 +200,11 @@ fn exported_weights_are_those_of_the_epoch_that_was_asked_for() {
     assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["epoch"], 0);
     let said = python("using_reader.py", [Path::new("weights"), &run, &last, &first]);
     assert!(said.contains("all is well"), "{said}");
+    for to in ["/proc/x.onnx", "/proc/x.safetensors"] {
+        let refused = deepcluster(["export", text(&run), "--to", to]);
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(refused.stderr.contains(to) && !refused.stderr.contains(".tmp"), "{}", refused.stderr);
+    }
     let other = folder.path().join("other.safetensors");
     for (flags, word) in [("--epoch 7", "--epoch 7"), ("--assign", "--format onnx"), ("--format hdf5", "hdf5")] {
         let refused = deepcluster(["export", text(&run), "--to", text(&other)].into_iter().chain(flags.split(' ')));
@@ -243,6 +248,11 @@ fn neighbours_are_those_that_numpy_finds() {
     assert!(outcome.stderr.contains("broken.jpg"), "{}", outcome.stderr);
     let lines: Vec<Value> = outcome.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 4, "{lines:?}");
+    for (asked, why) in [(text(&broken), "broken.jpg"), (text(folder.path()), "is not a file")] {
+        let outcome = deepcluster(["neighbours", text(&run), asked]);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(why), "{}", outcome.stderr);
+    }
     assert!(lines[0]["skipped"].is_string() && lines[1]["rank"] == 1 && lines[3]["rank"] == 3, "{lines:?}");
     assert!(!run.join("eval").try_exists().unwrap(), "nothing is left");
 }

@@ -113,6 +113,9 @@ impl NeighboursArgs {
         if self.json {
             return self.images.iter().zip(found).try_for_each(|(query, found)| print_json(query, images, found));
         }
+        if found.iter().all(Result::is_err) {
+            return Ok(());
+        }
         let failed = |error: &dyn std::fmt::Display| Failure::other(error.to_string());
         let mut writer = csv::Writer::from_writer(Vec::new());
         writer.write_record(["query", "rank", "path", "similarity"]).map_err(|error| failed(&error))?;
@@ -132,6 +135,9 @@ impl NeighboursArgs {
 /// An image by its path below the services' root, which is `/`.
 fn listed(image: &Path) -> Result<ImageEntry, Failure> {
     let real = fs::canonicalize(image).map_err(|error| Failure::usage(format!("{}: {error}", image.display())))?;
+    if !real.is_file() {
+        return Err(Failure::usage(format!("{} is not a file; name images, not their folders", image.display())));
+    }
     let bytes = real.as_os_str().as_bytes();
     let relative = OsStr::from_bytes(bytes.strip_prefix(b"/").unwrap_or(bytes));
     Ok(describe(Path::new("/"), Path::new(relative)))

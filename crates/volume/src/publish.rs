@@ -44,7 +44,7 @@ impl AtomicFile {
     /// was given to another finds the folder gone, and must not bring it back.
     ///
     /// # Errors
-    /// When the temporary file cannot be made.
+    /// When the temporary file cannot be made. Errors name the target, the only name of the two that anybody knows.
     pub fn create(target: &Path) -> Result<Self, VolumeError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let folder = parent(target);
@@ -52,7 +52,7 @@ impl AtomicFile {
         let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = folder.join(format!(".{name}.{}-{unique}{TEMPORARY}", std::process::id()));
         #[expect(clippy::disallowed_methods, reason = "this is the one place that writes")]
-        let file = File::create(&temporary).map_err(VolumeError::io(&temporary))?;
+        let file = File::create(&temporary).map_err(VolumeError::io(target))?;
         step("created", target);
         Ok(Self {
             target: target.to_owned(),
@@ -82,8 +82,8 @@ impl AtomicFile {
     }
 
     fn finish(mut self, synced: bool) -> Result<Digest, VolumeError> {
-        let temporary = self.temporary.clone();
-        let failed = |error| VolumeError::io(&temporary)(error);
+        let target = self.target.clone();
+        let failed = |error| VolumeError::io(&target)(error);
         if let Some(out) = self.out.take() {
             let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
             step("written", &self.target);
