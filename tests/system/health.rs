@@ -32,6 +32,17 @@ fn numbers_that_are_not_finite_begin_the_epoch_anew_once() {
 }
 
 #[test]
+fn a_first_epoch_far_above_guessing_is_a_warning() {
+    let volume = tempfile::tempdir().unwrap();
+    let (events, _) = train(volume.path(), "--lr 2");
+    let found = warnings(&events);
+    let high = found.iter().find(|warning| warning["kind"] == "high-loss").unwrap();
+    assert_eq!(high["epoch"], 0, "{high}");
+    assert!(high["message"].as_str().unwrap().contains("ln 8 = 2.079"), "{high}");
+    assert_eq!(high["remedy"], "lower --lr");
+}
+
+#[test]
 fn a_loss_that_does_not_move_is_a_warning() {
     let volume = tempfile::tempdir().unwrap();
     let (events, code) = train(volume.path(), "--lr 1e-9");
@@ -39,7 +50,7 @@ fn a_loss_that_does_not_move_is_a_warning() {
     let found = warnings(&events);
     let stuck = found.iter().find(|warning| warning["kind"] == "stuck-loss").unwrap();
     assert_eq!(stuck["epoch"], 1);
-    assert!(stuck["message"].as_str().unwrap().contains("ln k = 2.079"), "{stuck}");
+    assert!(stuck["message"].as_str().unwrap().contains("ln 8 = 2.079"), "{stuck}");
     assert_eq!(found.iter().filter(|warning| warning["kind"] == "many-dimensions").count(), 2, "of each epoch: {found:?}");
     // The recipe's 256 dimensions are too many for 200 pictures.
     let page = volume.path().join("report.html");

@@ -18,6 +18,10 @@ pub const GUESSING: f64 = 0.98;
 /// A loss that is so many times that of the epoch before, and of guessing, is not on its way down.
 pub const RISING: f64 = 1.1;
 
+/// A loss that is so many times that of guessing, and by one above it, is worse than knowing nothing: steps are too long. That
+/// shows in the first epoch already, where an untrained network is at ln k and hardly above.
+pub const WORSE_THAN_GUESSING: f64 = 1.5;
+
 /// More clusters than this share of the images are no groups of images.
 pub const MANY_CLUSTERS: f64 = 0.5;
 
@@ -60,7 +64,7 @@ pub struct Proportions {
 /// Something that should worry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Warning {
-    /// "stuck-loss", "rising-loss", "collapse", "many-clusters" or "many-dimensions".
+    /// "stuck-loss", "rising-loss", "high-loss", "collapse", "many-clusters" or "many-dimensions".
     pub kind: &'static str,
     /// What is the matter, with the figures.
     pub message: String,
@@ -80,24 +84,7 @@ pub fn without_k(remedy: &str) -> &str {
 
 /// Everything that should worry about an epoch.
 pub fn warnings(figures: &Figures) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    let guess = f64::from(figures.k).ln();
-    let stuck = |last: f64| last.min(figures.loss) > GUESSING * guess && figures.loss > GUESSING * last;
-    // One epoch at ln k is how every run may begin; two without any fall are a standstill.
-    if let Some(last) = figures.last_loss.filter(|last| stuck(*last)) {
-        warnings.push(Warning {
-            kind: "stuck-loss",
-            message: format!("the loss was {last:.3} and is {:.3}, and guessing has ln k = {guess:.3}", figures.loss),
-            remedy: STUCK,
-        });
-    }
-    if let Some(last) = figures.last_loss.filter(|last| figures.loss > RISING * last && figures.loss > RISING * guess) {
-        warnings.push(Warning {
-            kind: "rising-loss",
-            message: format!("the loss has risen from {last:.3} to {:.3}, and guessing has ln k = {guess:.3}", figures.loss),
-            remedy: "lower --lr",
-        });
-    }
+    let mut warnings: Vec<Warning> = loss_warning(figures).into_iter().collect();
     if figures.largest_share > LARGEST_SHARE {
         warnings.push(Warning {
             kind: "collapse",
@@ -114,6 +101,26 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
         });
     }
     warnings
+}
+
+/// What should worry about the loss. Of several things the one that asks for the right remedy: a loss that stands still far
+/// above that of guessing needs a lower rate, not a higher one.
+fn loss_warning(figures: &Figures) -> Option<Warning> {
+    let Figures { loss, last_loss, k, .. } = *figures;
+    let guess = f64::from(k).ln();
+    let guessing = format!("guessing among {k} clusters has ln {k} = {guess:.3}");
+    if let Some(last) = last_loss.filter(|last| loss > RISING * last && loss > RISING * guess) {
+        let message = format!("the loss has risen from {last:.3} to {loss:.3}, and {guessing}");
+        return Some(Warning { kind: "rising-loss", message, remedy: "lower --lr" });
+    }
+    if loss > WORSE_THAN_GUESSING * guess && loss > guess + 1.0 {
+        let message = format!("the loss is {loss:.3}, worse than guessing: {guessing}");
+        return Some(Warning { kind: "high-loss", message, remedy: "lower --lr" });
+    }
+    // One epoch at ln k is how every run may begin; two without any fall are a standstill.
+    let last = last_loss.filter(|last| last.min(loss) > GUESSING * guess && loss > GUESSING * last)?;
+    let message = format!("the loss was {last:.3} and is {loss:.3}, and {guessing}");
+    Some(Warning { kind: "stuck-loss", message, remedy: STUCK })
 }
 
 /// Everything that should worry about what an epoch clusters.
@@ -159,6 +166,16 @@ mod tests {
         assert_eq!(kinds(Figures { loss: 4.6, last_loss: Some(4.6), ..HEALTHY }), ["stuck-loss"]);
         assert_eq!(kinds(Figures { loss: 6.0, last_loss: Some(7.5), ..HEALTHY }), [""; 0], "it falls");
         assert_eq!(kinds(Figures { loss: 9.0, last_loss: Some(4.0), ..HEALTHY }), ["rising-loss"]);
+        // ln 100 is 4.605.
+        assert_eq!(kinds(Figures { loss: 4.615, last_loss: None, ..HEALTHY }), [""; 0], "an untrained network");
+        assert_eq!(kinds(Figures { loss: 7.0, last_loss: None, ..HEALTHY }), ["high-loss"]);
+        assert_eq!(kinds(Figures { loss: 60.0, last_loss: Some(90.0), ..HEALTHY }), ["high-loss"], "though it falls");
+        assert_eq!(kinds(Figures { loss: 60.0, last_loss: Some(60.0), ..HEALTHY }), ["high-loss"], "no higher --lr");
+        // Half of ln 2 is little.
+        assert_eq!(kinds(Figures { loss: 1.2, last_loss: None, k: 2, effective_clusters: 2.0, ..HEALTHY }), [""; 0]);
+        let few = Figures { loss: 3.849, last_loss: None, k: 5, effective_clusters: 4.0, ..HEALTHY };
+        let high = warnings(&few);
+        assert!(high.len() == 1 && high[0].message.contains("ln 5 = 1.609") && high[0].remedy == "lower --lr", "{high:?}");
         assert_eq!(kinds(Figures { largest_share: 0.6, ..HEALTHY }), ["collapse"]);
         let few = warnings(&Figures { effective_clusters: 9.9, ..HEALTHY });
         assert!(few[0].message.contains("9.9 effective clusters of 100"), "{}", few[0].message);

@@ -32,9 +32,14 @@ pub struct Verdict {
 pub fn verdict(view: &RunView) -> Verdict {
     let worries = worries(view);
     let healthy = view.state != "failed" && worries.is_empty();
-    let mut reasons: Vec<String> = standing(view).into_iter().collect();
-    reasons.extend(worries.iter().map(|worry| worry.message.clone()));
-    let figures = [loss(view), moving(view), classes(view), occupancy(view), skipped(view), earlier_warnings(view), faults(view)];
+    let mut reasons: Vec<String> = standing(view, &worries).into_iter().collect();
+    // The headline says the first one, unless it has to say why the run failed.
+    let said = if view.state == "failed" { 0 } else { 1 };
+    reasons.extend(worries.iter().skip(said).map(|worry| worry.message.clone()));
+    // What becomes of the loss within two epochs is what a worry about it says.
+    let is_said = view.scores.len() <= 2 && worries.iter().any(|worry| worry.kind.ends_with("-loss"));
+    let loss = if is_said { None } else { loss(view) };
+    let figures = [loss, moving(view), classes(view), occupancy(view), skipped(view), earlier_warnings(view), faults(view)];
     reasons.extend(figures.into_iter().flatten());
     let mut actions: Vec<String> = Vec::new();
     let remedies = worries.iter().map(|worry| worry.remedy.clone()).filter(|remedy| !remedy.is_empty());
@@ -60,7 +65,13 @@ fn worries(view: &RunView) -> Vec<Worry> {
         message: sentence(&format!("in epoch {}, {}", notice.epoch, notice.message)),
         remedy: remedy(view, &notice.remedy),
     };
-    let mut worries: Vec<Worry> = current_warnings(view).iter().map(worry).collect();
+    let mut worries: Vec<Worry> = Vec::new();
+    // After a crash the same may have been said twice.
+    for found in current_warnings(view).iter().map(worry) {
+        if worries.iter().all(|known| known.message != found.message) {
+            worries.push(found);
+        }
+    }
     let Some(last) = view.scores.last() else { return worries };
     let figures = Figures {
         loss: last.loss,
@@ -106,14 +117,20 @@ fn headline(view: &RunView, worries: &[Worry]) -> String {
         ("paused", None) => format!("Paused after {done}; nothing in the figures should worry."),
         ("cancelled", None) => format!("Cancelled after {done}; nothing in the figures should worry."),
         (_, None) if view.scores.is_empty() => "Nothing to judge yet: no epoch is done.".to_owned(),
-        (_, None) => format!("Healthy: {done} are done, and nothing in the figures should worry."),
+        (_, None) => {
+            let are = if epochs_done(view) == 1 { "is" } else { "are" };
+            format!("Healthy: {done} {are} done, and nothing in the figures should worry.")
+        }
     }
 }
 
 /// "3 of 20 epochs"
 fn progress(view: &RunView) -> String {
-    let done = view.scores.last().map_or(0, |last| last.epoch + 1);
-    format!("{done} of {}", counted(view.epochs as usize, "epoch", "epochs"))
+    format!("{} of {}", epochs_done(view), counted(view.epochs as usize, "epoch", "epochs"))
+}
+
+fn epochs_done(view: &RunView) -> u32 {
+    view.scores.last().map_or(0, |last| last.epoch + 1)
 }
 
 fn lower_first(sentence: &str) -> String {
@@ -121,16 +138,16 @@ fn lower_first(sentence: &str) -> String {
     chars.next().map_or_else(String::new, |first| format!("{}{}", first.to_lowercase(), chars.as_str()))
 }
 
-/// What the state itself says.
-fn standing(view: &RunView) -> Option<String> {
+/// What the state itself says, where the headline does not.
+fn standing(view: &RunView, worries: &[Worry]) -> Option<String> {
+    let is_said = worries.is_empty() && view.message.is_empty();
     let because = |what: &str| match view.message.is_empty() {
         true => format!("{what}."),
         false => sentence(&format!("{what}: {}", view.message)),
     };
     match view.state.as_str() {
-        "failed" => Some(because("The run has failed")),
-        "paused" => Some(because("The run is paused")),
-        "cancelled" => Some(because("The run was cancelled")),
+        "paused" if !is_said => Some(because("The run is paused")),
+        "cancelled" if !is_said => Some(because("The run was cancelled")),
         "queued" => Some("The run waits for its turn.".to_owned()),
         _ => None,
     }
@@ -155,7 +172,7 @@ fn what_to_run(view: &RunView) -> Option<String> {
 fn loss(view: &RunView) -> Option<String> {
     let (first, last) = (view.scores.first()?.loss, view.scores.last()?.loss);
     let guess = f64::from(view.k).ln();
-    let compared = format!("guessing among {} clusters has ln k = {guess:.3}", grouped(view.k as usize));
+    let compared = format!("guessing among {} clusters has ln {} = {guess:.3}", grouped(view.k as usize), view.k);
     Some(if view.scores.len() == 1 {
         format!("The loss of the first epoch is {last:.3}; {compared}.")
     } else if last < first {
@@ -201,13 +218,26 @@ fn classes(view: &RunView) -> Option<String> {
 fn occupancy(view: &RunView) -> Option<String> {
     let last = view.scores.last()?;
     let largest = percent(last.largest_share);
+    let share = |effective: f64| percent(effective / f64::from(view.k.max(1)));
     let nonempty =
         format!("{} of {} hold images, the largest {largest} of them", grouped(last.nonempty), grouped(view.k as usize));
-    Some(match last.effective_clusters {
-        None => format!("Of the clusters, {nonempty}."),
-        Some(effective) => {
-            let share = percent(effective / f64::from(view.k.max(1)));
+    Some(match (view.clustering, last.effective_clusters) {
+        (Clustering::KMeans, None) => format!("Of the clusters, {nonempty}."),
+        (Clustering::KMeans, Some(effective)) => {
+            let share = share(effective);
             format!("The images spread as over {effective:.1} clusters of equal size, {share} of k; {nonempty}.")
+        }
+        // It has no k, and makes no cluster without images.
+        (Clustering::Pic, effective) => {
+            let found =
+                format!("{} found; the largest holds {largest} of the images", counted(last.nonempty, "cluster", "clusters"));
+            match effective {
+                None => format!("There were {found}."),
+                Some(effective) => {
+                    let share = share(effective);
+                    format!("The images spread as over {effective:.1} clusters of equal size, {share} of the {found}.")
+                }
+            }
         }
     })
 }
@@ -256,8 +286,9 @@ mod tests {
     fn stuck_and_collapsed_runs_are_told_even_where_their_events_are_lost() {
         let stuck = [0, 1].map(|epoch| EpochScores { loss: 100f64.ln(), ..scores(epoch) });
         let found = verdict(&RunView { scores: stuck.to_vec(), ..healthy_view() });
-        assert!(!found.healthy && found.headline.contains("ln k = 4.605"), "{found:?}");
+        assert!(!found.healthy && found.headline.contains("ln 100 = 4.605"), "{found:?}");
         assert!(found.actions[0].contains("--lr"), "{found:?}");
+        assert!(!found.reasons.iter().any(|reason| reason.contains("4.605")), "the headline says it: {found:?}");
 
         let found = verdict(&RunView { clustering: Clustering::Pic, scores: stuck.to_vec(), ..healthy_view() });
         assert!(found.actions[0].contains("--lr") && !found.actions[0].contains("--k"), "{found:?}");
@@ -274,6 +305,10 @@ mod tests {
         let found = verdict(&collapsed);
         assert_eq!(found.headline, "Not healthy: in epoch 3, 97.0 % of the images are in one cluster.");
         assert_eq!(found.actions, ["Raise --k."], "said once");
+        assert!(!found.reasons.iter().any(|reason| reason.contains("in one cluster")), "the headline says it: {found:?}");
+        collapsed.warnings.push(collapsed.warnings[0].clone());
+        assert_eq!(verdict(&collapsed), found, "an event that came twice is one worry");
+        collapsed.warnings.truncate(1);
         collapsed.warnings[0].epoch = 1;
         collapsed.scores[3].largest_share = 0.1;
         let found = verdict(&collapsed);
@@ -294,6 +329,29 @@ mod tests {
     }
 
     #[test]
+    fn a_first_epoch_worse_than_guessing_is_no_sign_of_health() {
+        let first = |loss: f64| {
+            let view = RunView { scores: vec![EpochScores { loss, ..scores(0) }], epochs: 1, ..healthy_view() };
+            verdict(&view)
+        };
+        let found = first(100f64.ln() + 0.01);
+        assert_eq!(found.headline, "Healthy: 1 of 1 epoch is done, and nothing in the figures should worry.");
+        let found = first(30.0);
+        assert!(!found.healthy && found.headline.contains("in epoch 0, the loss is 30.000, worse than guessing"), "{found:?}");
+        assert_eq!(found.actions, ["Lower --lr."]);
+    }
+
+    #[test]
+    fn what_power_iteration_finds_has_no_k() {
+        let mut view = RunView { clustering: Clustering::Pic, k: 100, ..healthy_view() };
+        view.scores[3].nonempty = 100;
+        let found = verdict(&view);
+        let said = found.reasons.join(" ");
+        assert!(said.contains("80.0 clusters of equal size, 80 % of the 100 clusters found; the largest holds"), "{said}");
+        assert!(said.contains("ln 100 = 4.605") && !said.contains("ln k") && !said.contains("of k"), "{said}");
+    }
+
+    #[test]
     fn failed_and_paused_runs_name_the_command_that_helps() {
         let message = "the images are <not> there".to_owned();
         let failed = RunView { state: "failed".to_owned(), message, ..healthy_view() };
@@ -301,6 +359,7 @@ mod tests {
         assert!(!found.healthy);
         assert_eq!(found.headline, "Failed after 4 of 4 epochs: The images are <not> there.");
         assert!(found.actions[0].contains("deepcluster resume VOLUME made-up"), "{found:?}");
+        assert!(!found.reasons.iter().any(|reason| reason.contains("<not> there")), "the headline says it: {found:?}");
         let paused = RunView { state: "paused".to_owned(), scores: Vec::new(), ..healthy_view() };
         let found = verdict(&paused);
         assert!(found.healthy && found.headline.starts_with("Paused after 0 of 4 epochs"), "{found:?}");
