@@ -24,14 +24,16 @@ pub fn report(run_dir: &Path, to: &Path, images: Option<&Path>, as_json: bool) -
     let record: RunRecord = read_record(&run.run_json())?;
     let root = images_root(&record.spec.images, images)?;
     let page = deepcluster_report::report(&run, &root).map_err(|error| Failure::usage(error.to_string()))?;
-    let clusters = page.matches(CARD).count();
-    let written = publish::publish_bytes(to, page.as_bytes())?;
+    let clusters = page.html.matches(CARD).count();
+    let written = publish::publish_bytes(to, page.html.as_bytes())?;
     if as_json {
-        return say(
-            json!({"file": to.display().to_string(), "bytes": written.bytes, "blake3": written.blake3, "clusters": clusters}),
-        );
+        return say(json!({
+            "file": to.display().to_string(), "bytes": written.bytes, "blake3": written.blake3, "clusters": clusters,
+            "grey": page.grey,
+        }));
     }
-    say(format!("wrote the report on {clusters} clusters to {} ({} bytes)", to.display(), written.bytes))
+    say(format!("wrote the report on {clusters} clusters to {} ({} bytes)", to.display(), written.bytes))?;
+    page.remark.map_or(Ok(()), say)
 }
 
 /// The folder that a run's list of images is relative to: the one that is named, or that of the run's spec, which runs of this

@@ -1,10 +1,12 @@
 //! The last committed epoch: which it is, its files once they were found to be what its manifest says, its clusters.
 
 use crate::error::ReportError;
+use deepcluster_domain::ShardId;
+use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_volume::committed::CommittedEpoch;
 use deepcluster_volume::image_list::{self, ImageEntry};
-use deepcluster_volume::records::{RunRecord, read_record};
-use deepcluster_volume::{RunFolder, VolumeError, npy};
+use deepcluster_volume::records::{DigestsRecord, RunRecord, read_record};
+use deepcluster_volume::{FileRecord, RunFolder, VolumeError, npy, publish};
 
 /// The last committed epoch of a run folder.
 pub(crate) fn last_epoch(run: &RunFolder) -> Result<CommittedEpoch, ReportError> {
@@ -20,6 +22,8 @@ pub(crate) struct Clustered {
     pub(crate) last: CommittedEpoch,
     /// The images of the run, `[N]`.
     pub(crate) images: Vec<ImageEntry>,
+    /// What the run read of each image, `[N]`; another content is another image. UNKNOWN where it has read none.
+    digests: Vec<i64>,
     /// Squared distance of each image to its centroid, `[N]`; of no use for a skipped one.
     pub(crate) distances: Vec<f32>,
     /// Centroids in the whitened space.
@@ -76,7 +80,14 @@ impl Clustered {
         for rows in &mut members {
             rows.sort_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b)));
         }
-        Ok(Self { last, images, distances, centroids: Centroids { width, values }, members })
+        let digests = known_digests(run, record.spec.shard_images as usize, images.len());
+        Ok(Self { last, images, digests, distances, centroids: Centroids { width, values }, members })
+    }
+
+    /// What the file of an image should be, so that no other picture is shown in its place.
+    pub(crate) fn expected(&self, row: usize) -> Option<Expected> {
+        let digest = self.digests.get(row).copied().unwrap_or(UNKNOWN);
+        self.images.get(row).map(|image| Expected { bytes: image.bytes, digest })
     }
 
     /// Clusters that hold images, the largest first.
@@ -102,11 +113,47 @@ impl Clustered {
     }
 }
 
+/// The digests of `n` images, as far as they are known and whole: a damaged file would make others of all images.
+fn known_digests(run: &RunFolder, shard_images: usize, n: usize) -> Vec<i64> {
+    let mut digests = vec![UNKNOWN; n];
+    let Ok(record) = read_record::<DigestsRecord>(&run.digests_json()) else { return digests };
+    for (shard, rows) in (0..).zip(digests.chunks_mut(shard_images.max(1))) {
+        let path = run.digests(ShardId(shard));
+        let is_whole = |file: &FileRecord| publish::digest(&path).is_ok_and(|found| found.blake3 == file.blake3);
+        if !record.shards.get(&shard).is_some_and(is_whole) {
+            continue;
+        }
+        if let Some(found) = npy::read_i64(&path).ok().filter(|found| found.len() == rows.len()) {
+            rows.copy_from_slice(&found);
+        }
+    }
+    digests
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::made_up_run;
     use deepcluster_domain::EpochId;
+    use deepcluster_volume::records::{VERSION, publish_record};
+
+    #[test]
+    fn an_image_is_known_by_its_content_unless_the_digests_are_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = made_up_run(folder.path());
+        let digest = |row: usize| Clustered::read(&made.run).unwrap().expected(row).unwrap().digest;
+        assert_eq!(digest(3), UNKNOWN);
+        let path = made.run.digests(ShardId(0));
+        publish::create_folder(&made.run.all_digests()).unwrap();
+        let written = npy::publish_i64(&path, &(100..112).collect::<Vec<i64>>()).unwrap();
+        let file = FileRecord { path: "of no use".to_owned(), bytes: written.bytes, blake3: written.blake3 };
+        let known = DigestsRecord { version: VERSION, shards: [(0, file)].into() };
+        publish_record(&made.run.digests_json(), &known).unwrap();
+        assert_eq!((digest(0), digest(3)), (100, 103));
+        assert!(Clustered::read(&made.run).unwrap().expected(12).is_none());
+        npy::publish_i64(&path, &[7; 12]).unwrap();
+        assert_eq!(digest(3), UNKNOWN);
+    }
 
     #[test]
     fn clusters_are_read_once_their_files_are_what_the_manifest_says() {

@@ -32,7 +32,7 @@ pub use cards::cards_html;
 pub use curves::{Curve, curves};
 pub use error::ReportError;
 pub use html::escape;
-pub use page::report;
+pub use page::{Page, report};
 pub use script::SCRIPT;
 pub use style::STYLE;
 pub use verdict::{Verdict, verdict};

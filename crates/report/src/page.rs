@@ -46,12 +46,23 @@ impl Section {
     }
 }
 
+/// A page, and what whoever makes it should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The whole page.
+    pub html: String,
+    /// Pictures of the atlas that are grey, since their images are not there or are not the run's any more.
+    pub grey: usize,
+    /// How many there are, and why, in a sentence; none when no picture is grey.
+    pub remark: Option<String>,
+}
+
 /// The whole page, as HTML. `images_root` is the folder that image paths are relative to.
 ///
 /// # Errors
 /// When the folder is no run, or a file of its last epoch is not what its manifest says. A run without an epoch has a report of
 /// its own: what stands in its way.
-pub fn report(run: &RunFolder, images_root: &Path) -> Result<String, ReportError> {
+pub fn report(run: &RunFolder, images_root: &Path) -> Result<Page, ReportError> {
     if !run.run_json().is_file() {
         return Err(ReportError::NotARun(run.path().to_owned()));
     }
@@ -63,6 +74,7 @@ pub fn report(run: &RunFolder, images_root: &Path) -> Result<String, ReportError
     };
     let mut sections =
         vec![Section::new("curves", "Curves", curves_html(&view)), Section::new("epochs", "Epochs", epochs_html(&view))];
+    let (mut grey, mut remark) = (0, None);
     match &clustered {
         None => {
             let none = "<p>No epoch is committed yet, so there are no clusters to show.</p>\n";
@@ -72,21 +84,42 @@ pub fn report(run: &RunFolder, images_root: &Path) -> Result<String, ReportError
             let options = AtlasOptions::for_clusters(clustered.members.len());
             let lineages = Lineages::read(run, &clustered.last);
             let cards = atlas::cards(clustered, &lineages, images_root, options)?;
+            (grey, remark) = grey_of(&cards);
             sections.push(Section::new("map", "Map", map_html(&cards, clustered)));
             sections.push(Section::new("filters", "First layer", filters_html(clustered)?));
-            sections.push(Section::new("visualized", "What filters respond to", visualized_html(run, images_root)));
+            sections.push(Section::new("visualized", "What filters respond to", visualized_html(run, clustered, images_root)));
             sections.push(Section::new("atlas", "Cluster atlas", atlas_html(&cards, clustered)));
         }
     }
-    let mut page = head(&view, &record, &sections);
-    page.push_str(&verdict_html(&verdict(&view)));
+    let mut judged = verdict(&view);
+    if let Some(remark) = &remark {
+        judged.reasons.push(remark.clone());
+        judged.actions.push("Name the folder in which the run's images lie now: `deepcluster report --images`.".to_owned());
+    }
+    let mut page = head(&view, &record, &sections, images_root);
+    page.push_str(&verdict_html(&judged));
     sections.iter().for_each(|section| page.push_str(&section.html()));
     let _ = writeln!(page, "</main>\n<footer><p>Made by deepcluster {}.</p></footer>", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(page, "<script>{SCRIPT}</script>\n</body>\n</html>");
-    Ok(page)
+    Ok(Page { html: page, grey, remark })
 }
 
-fn head(view: &RunView, record: &RunRecord, sections: &[Section]) -> String {
+/// How many pictures are grey, and what there is to say of them.
+fn grey_of(cards: &[Card]) -> (usize, Option<String>) {
+    let pictures = || cards.iter().flat_map(|card| card.nearest.iter().chain(&card.far));
+    let mut lost = pictures().filter_map(|picture| Some((picture.path.as_str(), picture.unreadable.as_deref()?)));
+    let Some((path, why)) = lost.next() else { return (0, None) };
+    let n = 1 + lost.count();
+    let remark = format!(
+        "{} of {} of the atlas {} grey, since the image is not there or is not the run's any more; the first is {path}: {why}.",
+        grouped(n),
+        counted(pictures().count(), "picture", "pictures"),
+        if n == 1 { "is" } else { "are" },
+    );
+    (n, Some(remark))
+}
+
+fn head(view: &RunView, record: &RunRecord, sections: &[Section], images_root: &Path) -> String {
     let id = escape(&view.run_id);
     let link = |section: &Section| format!("<li><a href=\"#{}\">{}</a></li>", section.anchor, section.title);
     let links: Vec<String> = sections.iter().map(link).collect();
@@ -98,18 +131,21 @@ fn head(view: &RunView, record: &RunRecord, sections: &[Section]) -> String {
          <body>\n<a class=\"skip\" href=\"#main\">Skip to the verdict</a>\n<header>\n<h1>Run {id}</h1>\n{}</header>\n\
          <nav aria-label=\"Sections\"><ul><li><a href=\"#main\">Verdict</a></li>{}</ul></nav>\n\
          <main id=\"main\" tabindex=\"-1\">\n",
-        meta(view, record),
+        meta(view, record, images_root),
         links.concat(),
     )
 }
 
 /// What the run is, in a few lines.
-fn meta(view: &RunView, record: &RunRecord) -> String {
+fn meta(view: &RunView, record: &RunRecord, images_root: &Path) -> String {
     let spec = &record.spec;
+    // The spec's folder is relative to a root that only the services know; this is where the page has its pictures from.
+    let folder = std::path::absolute(images_root).unwrap_or_else(|_| images_root.to_owned());
+    let (found, skipped) = (grouped(view.n_images), grouped(view.n_skipped));
     let colours = if spec.sobel { "edges (Sobel)" } else { "colours" };
     let mut lines = vec![
         ("State", view.state.clone()),
-        ("Images", format!("{}, {} of them cannot be read; in {}", grouped(view.n_images), grouped(view.n_skipped), spec.images)),
+        ("Images", format!("{found}, {skipped} of them cannot be read; in {}", folder.display())),
         ("Clusters", grouped(view.k as usize)),
         ("Epochs", format!("{} of {}", view.scores.last().map_or(0, |last| last.epoch + 1), view.epochs)),
         ("Network", format!("{} on {colours}, {} pixels square", spec.arch, spec.image_size)),
@@ -262,13 +298,8 @@ fn atlas_html(cards: &[Card], clustered: &Clustered) -> String {
     if cards.len() < filled {
         let _ = writeln!(html, "<p>Shown are the {} largest.</p>", grouped(cards.len()));
     }
-    let pictures = || cards.iter().flat_map(|card| card.nearest.iter().chain(&card.far));
-    let why = pictures().find_map(|picture| picture.unreadable.as_deref());
-    if let Some(why) = why {
-        let (n, of) = (pictures().filter(|picture| picture.unreadable.is_some()).count(), pictures().count());
-        let (n, of, why) = (grouped(n), grouped(of), escape(why));
-        let _ =
-            writeln!(html, "<p>{n} of {of} pictures are grey, since their images cannot be read any more; the first: {why}.</p>");
+    if cards.iter().any(|card| card.nearest.iter().chain(&card.far).any(|picture| picture.unreadable.is_some())) {
+        html.push_str("<p>Where pictures are grey, the paths say why.</p>\n");
     }
     let empty: Vec<String> = clustered.empty().iter().map(usize::to_string).collect();
     if !empty.is_empty() {
@@ -289,7 +320,10 @@ mod tests {
     fn the_page_holds_everything_and_asks_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let made = made_up_run(folder.path());
-        let page = report(&made.run, &made.images).unwrap();
+        let made_page = report(&made.run, &made.images).unwrap();
+        let page = &made_page.html;
+        assert_eq!((made_page.grey, &made_page.remark), (0, &None));
+        assert!(page.contains(&format!("cannot be read; in {}</dd>", made.images.display())), "with its slash");
         let without_names = page.replace("http://www.w3.org/2000/svg", "");
         for address in ["http://", "https://", "url(", "@import", "<link", "<iframe", "src=\"/", "src=\"."] {
             assert!(!without_names.contains(address), "{address}");
@@ -304,7 +338,23 @@ mod tests {
             assert_eq!(page.matches(&format!("<section id=\"{anchor}\"")).count(), 1, "{anchor}");
         }
         assert!(!page.contains("<note>") && page.contains("Healthy: 2 of 2 epochs"));
-        assert_eq!(page, report(&made.run, &made.images).unwrap(), "the same run has the same page");
+        assert_eq!(made_page, report(&made.run, &made.images).unwrap(), "the same run has the same page");
+    }
+
+    #[test]
+    fn pictures_of_other_images_are_grey_and_the_page_says_how_many() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = made_up_run(folder.path());
+        let kept = made.images.join("cats & kittens/00.png");
+        let content = std::fs::read(&kept).unwrap();
+        for name in ["cats & kittens/01.png", "dogs/05.png"] {
+            publish_bytes(&made.images.join(name), &[content.as_slice(), b"longer"].concat()).unwrap();
+        }
+        let page = report(&made.run, &made.images).unwrap();
+        let remark = page.remark.unwrap();
+        assert_eq!(page.grey, 2, "{remark}");
+        assert!(remark.starts_with("2 of 11 pictures of the atlas are grey") && remark.contains("was replaced"), "{remark}");
+        assert!(page.html.contains("2 of 11 pictures of the atlas are grey") && page.html.contains("report --images"));
     }
 
     #[test]
@@ -317,7 +367,7 @@ mod tests {
         publish_record(&made.run.run_json(), &failed).unwrap();
         remove(&made.run.epochs()).unwrap();
         publish_bytes(&made.run.events_jsonl(), b"").unwrap();
-        let page = report(&made.run, &made.images).unwrap();
+        let page = report(&made.run, &made.images).unwrap().html;
         assert!(page.contains("Failed after 0 of 2 epochs: No `room` &lt;left&gt;."), "{page}");
         assert!(page.contains("<code>deepcluster resume VOLUME made-up</code>") && page.contains("No epoch is committed yet"));
         assert!(matches!(report(&RunFolder::at(folder.path()), &made.images), Err(ReportError::NotARun(_))));

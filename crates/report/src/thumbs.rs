@@ -3,7 +3,7 @@
 use crate::atlas::Picture;
 use crate::error::ReportError;
 use crate::last::Clustered;
-use deepcluster_images::decode::{self, Expected, UNKNOWN, Unreadable};
+use deepcluster_images::decode::{self, Expected, Unreadable};
 use deepcluster_images::transform::Transformer;
 use deepcluster_volume::layout::resolve_below;
 use image::codecs::jpeg::JpegEncoder;
@@ -32,10 +32,15 @@ pub(crate) struct Thumbnailer {
 }
 
 impl Thumbnailer {
-    /// The middle of an image below `root`, `side` pixels square. The file must have `bytes` bytes where that is known.
-    pub(crate) fn square(&mut self, root: &Path, path: &Path, bytes: Option<u64>, side: u32) -> Result<RgbImage, Unreadable> {
+    /// The middle of an image below `root`, `side` pixels square. The file must be the `expected` one where that is known.
+    pub(crate) fn square(
+        &mut self,
+        root: &Path,
+        path: &Path,
+        expected: Option<Expected>,
+        side: u32,
+    ) -> Result<RgbImage, Unreadable> {
         let path = resolve_below(root, path).map_err(|error| Unreadable(error.to_string()))?;
-        let expected = bytes.map(|bytes| Expected { bytes, digest: UNKNOWN });
         decode::read(&path, expected, &mut self.content)?;
         let image = self.transformer.working(decode::decode(&self.content)?, side)?;
         let short = image.width().min(image.height());
@@ -58,7 +63,7 @@ pub(crate) fn pictures(clustered: &Clustered, root: &Path, rows: &[u32], side: u
             let row = *row as usize;
             let (square, unreadable, path) = match clustered.images.get(row) {
                 Some(image) => {
-                    let made = thumbnailer.square(root, image.as_path(), Some(image.bytes), side);
+                    let made = thumbnailer.square(root, image.as_path(), clustered.expected(row), side);
                     let path = String::from_utf8_lossy(&image.path).into_owned();
                     made.map_or_else(
                         |why| (grey(side), Some(why.to_string()), path.clone()),
@@ -119,6 +124,7 @@ pub(crate) fn squares(pictures: &[Picture]) -> Vec<RgbImage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deepcluster_images::decode::UNKNOWN;
     use std::collections::BTreeSet;
 
     #[test]
@@ -133,8 +139,11 @@ mod tests {
             let [red, _, blue] = square.get_pixel(side / 2, side / 2).0;
             assert!(red > 240 && blue < 10, "{red} {blue} at side {side}");
         }
-        let other = thumbnailer.square(folder.path(), Path::new("wide.png"), Some(7), 10).unwrap_err();
-        assert!(other.to_string().contains("replaced"), "{other}");
+        let bytes = std::fs::metadata(folder.path().join("wide.png")).unwrap().len();
+        for expected in [Expected { bytes: 7, digest: UNKNOWN }, Expected { bytes, digest: 7 }] {
+            let other = thumbnailer.square(folder.path(), Path::new("wide.png"), Some(expected), 10).unwrap_err();
+            assert!(other.to_string().contains("replaced"), "{other}");
+        }
         assert!(thumbnailer.square(folder.path(), Path::new("../wide.png"), None, 10).is_err());
     }
 

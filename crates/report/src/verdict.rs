@@ -250,7 +250,7 @@ fn skipped(view: &RunView) -> Option<String> {
     let n = counted(view.n_images, "image", "images");
     Some(match view.n_skipped {
         0 if view.n_images == 0 => return None,
-        0 => format!("All {n} can be read."),
+        0 => format!("The run could read all of {n}."),
         skipped => format!("Of {n}, {} ({}) cannot be read and take no part.", grouped(skipped), percent(skipped_share(view))),
     })
 }
