@@ -288,6 +288,30 @@ fn sorted_images_stand_in_the_folders_of_their_clusters() {
         }
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left");
+    // Pictures of the same names, all but one of which are others.
+    let others = folder.path().join("others");
+    let [kept, first] = [0, 1].map(|at| labels.lines().nth(1 + at).unwrap().split(',').next().unwrap());
+    for path in clusters.values().flatten() {
+        let content = fs::read(pictures().join(path)).unwrap();
+        let content = if *path == kept { content } else { [content.as_slice(), b"!"].concat() };
+        publish_bytes(&others.join(path), &content).unwrap();
+    }
+    let chosen = folder.path().join("chosen");
+    let arguments = ["sort", text(&run), "--to", text(&chosen), "--images", text(&others)];
+    let said = deepcluster(arguments).good();
+    assert!(said.contains("1 images in 1 folders") && said.contains("199 left out"), "{said}");
+    assert!(said.contains(&format!("the first: {first}")), "{said}");
+    fs::remove_dir_all(&chosen).unwrap();
+    let page = folder.path().join("report.html");
+    let said = deepcluster(["report", text(&run), "--to", text(&page), "--images", text(&others)]).good();
+    assert!(said.contains("pictures of the atlas are grey"), "{said}");
+    assert!(fs::read_to_string(&page).unwrap().contains("pictures of the atlas are grey"));
+    fs::remove_file(&page).unwrap();
+    fs::remove_file(others.join(kept)).unwrap();
+    let refused = deepcluster(arguments);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(refused.stderr.contains("none of the run's images") && refused.stderr.contains("199 of them"), "{}", refused.stderr);
+    fs::remove_dir_all(&others).unwrap();
     let new = folder.path().join("new");
     for (to, flag, value, word) in [
         (&linked, "--epoch", "1", "not empty"),

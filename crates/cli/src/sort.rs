@@ -62,13 +62,15 @@ struct Sorted {
     n_skipped: usize,
     /// Images that are no longer there, as the run calls them.
     gone: Vec<PathBuf>,
+    /// Images in whose place another file lies: one that has not the size that the run has listed.
+    others: Vec<PathBuf>,
 }
 
 impl SortArgs {
     /// Lays the images out and says how many there are.
     ///
     /// # Errors
-    /// When the run cannot be read, the images are not there, or the folder is in use or cannot be written.
+    /// When the run cannot be read, the images are not there or none is the run's, or the folder is in use or cannot be written.
     pub fn run(&self) -> Result<(), Failure> {
         let run = RunFolder::at(&self.run_dir);
         let epoch = chosen_epoch(&run, self.epoch)?;
@@ -83,7 +85,8 @@ impl SortArgs {
         let name = self.to.file_name().ok_or_else(|| Failure::usage(format!("--to {} has no name", self.to.display())))?;
         let staged = self.to.with_file_name(staged_name(name));
         let copy = self.copy && !self.link;
-        let outcome = lay_out(&images, &labels, &root, &staged, copy).and_then(|sorted| {
+        let outcome = lay_out(&images, &labels, &root, &staged, copy).map_err(Failure::from).and_then(|sorted| {
+            sorted.check_any(&root).map_err(|error| why(&error))?;
             sync(&staged)?;
             publish::adopt(&staged, &self.to)?;
             Ok(sorted)
@@ -92,28 +95,51 @@ impl SortArgs {
             Ok(sorted) => self.print(epoch.manifest.epoch, &sorted),
             Err(error) => {
                 publish::remove(&staged)?;
-                Err(error.into())
+                Err(error)
             }
         }
     }
 
     fn print(&self, epoch: u32, sorted: &Sorted) -> Result<(), Failure> {
-        let Sorted { n_images, n_clusters, n_skipped, gone } = sorted;
+        let Sorted { n_images, n_clusters, n_skipped, gone, others } = sorted;
         if self.json {
-            let gone: Vec<_> = gone.iter().map(|path| path.to_string_lossy()).collect();
+            let [gone, others] = [gone, others].map(|paths| paths.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>());
             let to = self.to.to_string_lossy();
             return say(json!({
                 "folder": to, "epoch": epoch, "images": n_images, "clusters": n_clusters, "skipped": n_skipped, "gone": gone,
+                "others": others,
             }));
         }
         let to = self.to.display();
         say(format!("epoch {epoch}: {n_images} images in {n_clusters} folders of {to}; {n_skipped} skipped ones left out"))?;
+        if let Some(first) = others.first() {
+            let (n, first) = (others.len(), first.display());
+            say(format!("{n} left out that are not the run's images, since their sizes differ; the first: {first}"))?;
+        }
         for path in gone.iter().take(NAMED) {
             say(format!("gone: {}", path.display()))?;
         }
         match gone.len().saturating_sub(NAMED) {
             0 => Ok(()),
             more => say(format!("gone: {more} more, which --json names")),
+        }
+    }
+}
+
+impl Sorted {
+    /// Makes sure that some image was the run's.
+    ///
+    /// # Errors
+    /// When each file is another one.
+    fn check_any(&self, root: &Path) -> Result<(), String> {
+        match self.others.first() {
+            Some(first) if self.n_images == 0 => Err(format!(
+                "{} holds none of the run's images: {} of them are other files, of other sizes; the first: {}",
+                root.display(),
+                self.others.len(),
+                first.display()
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -160,8 +186,13 @@ fn lay_out(images: &[ImageEntry], labels: &[i32], root: &Path, to: &Path, copy: 
             continue;
         }
         let from = resolve_below(root, image.as_path())?;
-        if !fs::metadata(&from).is_ok_and(|found| found.is_file()) {
+        let Some(found) = fs::metadata(&from).ok().filter(fs::Metadata::is_file) else {
             sorted.gone.push(image.as_path().to_owned());
+            continue;
+        };
+        // As the workers do, which would skip it.
+        if found.len() != image.bytes {
+            sorted.others.push(image.as_path().to_owned());
             continue;
         }
         let folder = to.join(format!("{label:04}"));
@@ -218,24 +249,28 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     fn image(path: &[u8]) -> ImageEntry {
-        ImageEntry { path: path.to_vec(), bytes: 1, width: 1, height: 1, skipped: None }
+        ImageEntry { path: path.to_vec(), bytes: path.len() as u64, width: 1, height: 1, skipped: None }
     }
 
     #[test]
     fn each_image_stands_once_in_the_folder_of_its_cluster() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("images");
-        let paths: [&[u8]; 6] = [b"a/b.png", b"a__b.png", b"a__b-2.png", b"caf\xe9.png", b"gone.png", b"skipped.png"];
+        let paths: [&[u8]; 7] =
+            [b"a/b.png", b"a__b.png", b"a__b-2.png", b"caf\xe9.png", b"gone.png", b"skipped.png", b"other.png"];
         let images: Vec<ImageEntry> = paths.iter().map(|path| image(path)).collect();
         for image in images.iter().filter(|image| !image.path.starts_with(b"gone")) {
             publish_bytes(&root.join(image.as_path()), &image.path).unwrap();
         }
-        let labels = [3, 3, 3, 12345, 0, -1];
+        publish_bytes(&root.join("other.png"), b"longer than its name").unwrap();
+        let labels = [3, 3, 3, 12345, 0, -1, 1];
         for copy in [false, true] {
             let to = folder.path().join(format!("sorted-{copy}"));
             let sorted = lay_out(&images, &labels, &root, &to, copy).unwrap();
-            let expected = Sorted { n_images: 4, n_clusters: 2, n_skipped: 1, gone: vec![PathBuf::from("gone.png")] };
-            assert_eq!(sorted, expected);
+            let [gone, others] = ["gone.png", "other.png"].map(|name| vec![PathBuf::from(name)]);
+            assert_eq!(sorted, Sorted { n_images: 4, n_clusters: 2, n_skipped: 1, gone, others });
+            sorted.check_any(&root).unwrap();
+            assert!(Sorted { n_images: 0, ..sorted }.check_any(&root).unwrap_err().contains("the first: other.png"));
             let names: [(&[u8], &[u8]); 4] = [
                 (b"0003/a__b.png", b"a/b.png"),
                 (b"0003/a__b-2.png", b"a__b.png"),
