@@ -53,7 +53,7 @@ peaks, means = maps.max(axis=(2, 3)), maps.mean(axis=(2, 3))
 shown = json.loads((run / "visualize" / "filters.json").read_text())
 assert shown["layer"] == "conv1" and len(shown["filters"]) == len(said)
 for at, (one, listed) in enumerate(zip(said, shown["filters"])):
-    assert {key: one[key] for key in ("filter", "top", "ascent")} == listed, listed
+    assert {key: one[key] for key in ("filter", "top", "ascent", "sheet")} == listed, listed
     peak = peaks[:, at]
     # Pixels differ by a level now and then, since resizing rounds in its own way.
     tolerance = 0.02 * peak.max()

@@ -1,6 +1,6 @@
 //! The report in a browser, of a small run with pictures of its filters, and of one with ten thousand clusters.
 
-use crate::support::{deepcluster, finished_run, pictures, python, text};
+use crate::support::{deepcluster, finished_run, pictures, program, python, text};
 use deepcluster_domain::EpochId;
 use deepcluster_images::find_images;
 use deepcluster_volume::image_list::ImageEntry;
@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Clusters and images of the large run.
 const CLUSTERS: usize = 10_000;
@@ -75,7 +76,69 @@ fn a_report_is_one_page_that_a_browser_shows_with_the_filters() {
     assert!(said.contains("pictures of 1 filter of conv1"), "{said}");
     let picture = |folder: &Path| fs::read(folder.join("conv1-0002.png")).unwrap();
     assert_eq!(picture(&elsewhere), picture(&folder.join("visualize")));
+
+    // Killed while it writes others, it leaves these alone or has replaced them all.
+    kill_while_it_writes(&folder, "--epoch 0 --filters 96 --steps 1 --device cpu --precision f32");
+    let shown = only_what_is_named(&folder.join("visualize"));
+    let n = shown["filters"].as_array().unwrap().len();
+    assert!([(json!(1), 4), (json!(0), 96)].contains(&(shown["epoch"].clone(), n)), "{shown}");
+    assert_eq!(picture(&elsewhere) == picture(&folder.join("visualize")), shown["epoch"] == 1);
+
+    // Another picture of the same size is not taken for the run's; of the old pictures none stays; a report says random.
+    let others = out.path().join("others");
+    let first = all_but_one_the_same(&others);
+    let flags = format!("--random --layer conv2 --filters 1-1 --steps 1 --device cpu --images {}", text(&others));
+    let said = deepcluster(["visualize", "filters", text(&folder)].into_iter().chain(flags.split(' '))).good();
+    assert!(
+        said.contains(&format!(
+            "1 of the run's images takes no part, not being there or others now; the first: {}",
+            text(&first)
+        )),
+        "{said}"
+    );
+    let shown = only_what_is_named(&folder.join("visualize"));
+    assert_eq!((&shown["layer"], &shown["epoch"]), (&json!("conv2"), &Value::Null));
+    assert_eq!(report(&folder, &page, &[])["grey"], 0);
+    assert!(fs::read_to_string(&page).unwrap().contains("<code>conv2</code> <strong>before any training</strong>"));
     fs::remove_dir_all(folder.join("visualize")).unwrap();
+}
+
+/// Kills `visualize filters` once it has written some pictures, if it is not done by then.
+fn kill_while_it_writes(run: &Path, flags: &str) {
+    let arguments = ["visualize", "filters", text(run)].into_iter().chain(flags.split(' '));
+    let mut child = Command::new(program("deepcluster")).args(arguments).stdout(Stdio::null()).spawn().unwrap();
+    let staged = run.join(format!("eval/visualize-{}/visualized", child.id()));
+    let is_written = || fs::read_dir(&staged).is_ok_and(|files| files.count() > 20);
+    while !is_written() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+}
+
+/// Copies the pictures, and changes the last byte of the first, whose path is returned.
+fn all_but_one_the_same(folder: &Path) -> PathBuf {
+    let images = find_images(pictures()).unwrap();
+    for (at, image) in images.iter().enumerate() {
+        let mut content = fs::read(pictures().join(image.as_path())).unwrap();
+        if at == 0 {
+            *content.last_mut().unwrap() ^= 1;
+        }
+        publish_bytes(&folder.join(image.as_path()), &content).unwrap();
+    }
+    images[0].as_path().to_owned()
+}
+
+/// filters.json of a folder, which names all else that lies there.
+fn only_what_is_named(folder: &Path) -> Value {
+    let shown: Value = serde_json::from_slice(&fs::read(folder.join("filters.json")).unwrap()).unwrap();
+    let mut named = HashSet::from(["filters.json".to_owned()]);
+    for filter in shown["filters"].as_array().unwrap() {
+        named.extend(["ascent", "sheet"].map(|name| filter[name].as_str().unwrap().to_owned()));
+    }
+    let there = fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    assert_eq!(there.collect::<HashSet<String>>(), named);
+    shown
 }
 
 #[test]
@@ -95,6 +158,7 @@ fn reports_and_pictures_that_cannot_be_are_refused_in_a_sentence() {
         (vec!["visualize", "filters", run, "--filters", "3,x"], "neither how many filters nor which"),
         (vec!["visualize", "filters", run, "--lr", "-1"], "--lr -1"),
         (vec!["visualize", "filters", run, "--to", run], "is not empty"),
+        (vec!["visualize", "filters", run, "--filters", "1-1", "--steps", "1", "--images", here], "none of the run's images"),
         (vec!["visualize", "filters", run, "--to", "/dev/null"], "is no folder"),
         (vec!["visualize", "filters", run, "--device", "cpu", "--filters", "96-96"], "has 96 filters"),
     ] {

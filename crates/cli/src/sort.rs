@@ -162,7 +162,7 @@ pub fn check_free(folder: &Path) -> Result<(), Failure> {
 }
 
 /// `.NAME.PID.tmp`.
-fn staged_name(name: &OsStr) -> OsString {
+pub fn staged_name(name: &OsStr) -> OsString {
     let mut staged = OsString::from(".");
     staged.push(name);
     staged.push(format!(".{}{TEMPORARY}", std::process::id()));

@@ -7,14 +7,14 @@ use crate::eval::site::Site;
 use crate::eval::subject::{Subject, SubjectArgs};
 use crate::failure::{Failure, say};
 use crate::report::images_root;
-use crate::sort::check_free;
+use crate::sort::{check_free, staged_name};
 use crate::train::images_below_root;
-use deepcluster_proto::v1::{AscendRequest, AscendResult, ExtractRequest, Progress};
-use deepcluster_service::requests::record_of;
+use deepcluster_proto::v1::{AscendRequest, AscendResult, ExtractRequest, ExtractResult, Progress};
+use deepcluster_service::requests::{file_to_wire, record_of};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::npy::ArrayFile;
 use deepcluster_volume::publish;
-use deepcluster_volume::records::{RunRecord, read_record};
+use deepcluster_volume::records::{DigestsRecord, RunRecord, read_record};
 use image::RgbImage;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -80,6 +80,14 @@ impl FromStr for Filters {
     }
 }
 
+/// What there is to say.
+struct Shown {
+    /// Of each filter.
+    filters: Vec<Value>,
+    /// Images that take no part though the run has them: path, and why.
+    left_out: Vec<(String, String)>,
+}
+
 /// Pictures by gradient ascent.
 struct Ascended {
     /// f32 `[filters, side, side, 3]`.
@@ -109,7 +117,7 @@ impl FiltersArgs {
         }
         let subject = self.subject.find()?;
         subject.layers(std::slice::from_ref(&self.layer), Vec::new())?;
-        // The run's own folder takes one picture after the other; in another one lies what is somebody else's.
+        // What lies in the run's own folder is replaced; in another one lies what is somebody else's.
         self.to.as_deref().map_or(Ok(()), check_free)?;
         let to = self.to.clone().unwrap_or_else(|| subject.run.path().join("visualize"));
         if fs::metadata(&to).is_ok_and(|found| !found.is_dir()) {
@@ -133,7 +141,7 @@ impl FiltersArgs {
         self.print(&subject, &to, &shown)
     }
 
-    /// Makes everything; what there is to say of each filter.
+    /// Makes everything.
     async fn visualize(
         &self,
         subject: &Subject,
@@ -141,19 +149,54 @@ impl FiltersArgs {
         root: &Path,
         images: Vec<ImageEntry>,
         to: &Path,
-    ) -> Result<Vec<Value>, Failure> {
+    ) -> Result<Shown, Failure> {
         // First, since the trainer says soonest what is wrong with the filters.
         let ascended = self.ascend(subject, site).await?;
         let listed = site.listed("images", images_below_root(root)?, images)?;
+        let digests = read_record::<DigestsRecord>(&subject.run.digests_json()).ok();
         let change = |request: &mut ExtractRequest| {
             request.layer = self.layer.clone();
             // Of each map one value stays, its maximum.
             request.values = 1;
+            // Another content is another image, though it has name and size of the run's.
+            let known = digests.as_ref().and_then(|known| known.shards.get(&request.shard));
+            request.digests = known.filter(|file| subject.volume.verified(file).is_ok()).map(file_to_wire);
         };
         let results = site.extracted(&listed, &self.layer, &change).await?;
+        let left_out = left_out(&listed.entries, &results);
+        let n_wanted = listed.entries.iter().filter(|image| image.skipped.is_none()).count();
+        if let Some((path, why)) = left_out.first().filter(|_| left_out.len() == n_wanted) {
+            let root = root.display();
+            return Err(Failure::usage(format!(
+                "{root} holds none of the run's images (see --images); the first: {path}: {why}"
+            )));
+        }
         let tops = most_exciting(&subject.volume, &listed.entries, &results, &self.filters.0)?;
         let mut sheets = Sheets::new(root, subject.spec.image_size, subject.spec.cache_side);
-        self.write(subject, to, &listed.entries, (tops.as_slice(), &ascended), &mut sheets)
+        let staged = self.staged(site, to)?;
+        let written = self.write(subject, &staged, &listed.entries, (tops.as_slice(), &ascended), &mut sheets);
+        let published = written.and_then(|filters| {
+            // Either the old pictures lie there or the new ones, or none for a moment; never some of each.
+            if self.to.is_none() {
+                publish::remove(to)?;
+            }
+            publish::adopt(&staged, to)?;
+            Ok(Shown { filters, left_out })
+        });
+        if published.is_err() {
+            publish::remove(&staged)?;
+        }
+        published
+    }
+
+    /// Where everything is made before it gets its place: in the evaluation's folder, which is swept should this be killed, or
+    /// beside another folder.
+    fn staged(&self, site: &Site<'_>, to: &Path) -> Result<PathBuf, Failure> {
+        if self.to.is_none() {
+            return Ok(site.folder.join("visualized"));
+        }
+        let name = to.file_name().ok_or_else(|| Failure::usage(format!("--to {} has no name", to.display())))?;
+        Ok(to.with_file_name(staged_name(name)))
     }
 
     async fn ascend(&self, subject: &Subject, site: &Site<'_>) -> Result<Ascended, Failure> {
@@ -178,7 +221,7 @@ impl FiltersArgs {
         Ok(Ascended { pictures, result })
     }
 
-    /// Publishes the pictures, and then the file that names them.
+    /// Writes the pictures and the file that names them to a new folder.
     fn write(
         &self,
         subject: &Subject,
@@ -195,37 +238,61 @@ impl FiltersArgs {
             publish::publish_bytes(&to.join(&ascent), &png(&picture)?)?;
             let entries: Vec<&ImageEntry> = top.iter().filter_map(|top| images.get(top.image)).collect();
             let sheet = sheets.sheet(&entries, &picture);
-            publish::publish_bytes(&to.join(format!("{}-{filter:04}-sheet.png", self.layer)), &png(&sheet)?)?;
+            let sheet_name = format!("{}-{filter:04}-sheet.png", self.layer);
+            publish::publish_bytes(&to.join(&sheet_name), &png(&sheet)?)?;
             let paths: Vec<String> = entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect();
             let activations: Vec<f32> = top.iter().map(|top| top.activation).collect();
             shown.push(json!({
                 "event": "filter", "layer": self.layer, "filter": filter, "top": paths, "activations": activations,
-                "ascent": ascent, "before": ascended.result.before.get(at), "after": ascended.result.after.get(at),
+                "ascent": ascent, "sheet": sheet_name, "before": ascended.result.before.get(at), "after": ascended.result.after.get(at),
             }));
-            named.push(json!({"filter": filter, "top": paths, "ascent": ascent}));
+            named.push(json!({"filter": filter, "top": paths, "ascent": ascent, "sheet": sheet_name}));
         }
         let file = json!({"run": subject.run_id, "epoch": subject.epoch, "layer": self.layer, "filters": named}).to_string();
         publish::publish_bytes(&to.join("filters.json"), file.as_bytes())?;
         Ok(shown)
     }
 
-    fn print(&self, subject: &Subject, to: &Path, shown: &[Value]) -> Result<(), Failure> {
+    fn print(&self, subject: &Subject, to: &Path, shown: &Shown) -> Result<(), Failure> {
+        let (filters, n_left_out) = (&shown.filters, shown.left_out.len());
         if self.subject.json {
-            return shown.iter().try_for_each(say);
+            filters.iter().try_for_each(say)?;
+            return shown.left_out.first().map_or(Ok(()), |(path, why)| {
+                say(json!({"event": "left_out", "images": n_left_out, "first": path, "reason": why}))
+            });
         }
         let hint = match self.to {
             None => format!("; `deepcluster report {} --to report.html` shows them", self.subject.run_dir.display()),
             Some(_) => String::new(),
         };
-        let (n, layer, name) = (shown.len(), &self.layer, subject.name());
+        let (n, layer, name) = (filters.len(), &self.layer, subject.name());
         let filters = if n == 1 { "filter" } else { "filters" };
-        say(format!("{name}: wrote pictures of {n} {filters} of {layer} to {}{hint}", to.display()))
+        say(format!("{name}: wrote pictures of {n} {filters} of {layer} to {}{hint}", to.display()))?;
+        shown.left_out.first().map_or(Ok(()), |(path, why)| {
+            let take = if n_left_out == 1 { "takes" } else { "take" };
+            say(format!(
+                "{n_left_out} of the run's images {take} no part, not being there or others now; the first: {path}: {why}"
+            ))
+        })
     }
+}
+
+/// Images of the run that could not be read now.
+fn left_out(images: &[ImageEntry], results: &[ExtractResult]) -> Vec<(String, String)> {
+    let mut left_out = Vec::new();
+    for skipped in results.iter().flat_map(|result| &result.skipped) {
+        let image = usize::try_from(skipped.index).ok().and_then(|row| images.get(row));
+        if let Some(image) = image.filter(|image| image.skipped.is_none()) {
+            left_out.push((String::from_utf8_lossy(&image.path).into_owned(), skipped.reason.clone()));
+        }
+    }
+    left_out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deepcluster_proto::v1::SkippedImage;
 
     #[test]
     fn filters_are_a_number_or_a_list() {
@@ -236,5 +303,21 @@ mod tests {
         for wrong in ["", "0", "-1", "1,", "5-3", "a", "1-2-3", "4000000000", "0-4000000000", "1.5"] {
             assert!(read(wrong).unwrap_err().contains("neither how many"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn images_that_the_run_has_left_out_itself_are_no_news() {
+        let entry = |name: &str, skipped: Option<&str>| ImageEntry {
+            path: name.as_bytes().to_vec(),
+            bytes: 1,
+            width: 1,
+            height: 1,
+            skipped: skipped.map(str::to_owned),
+        };
+        let images = [entry("a.png", None), entry("b.png", Some("no image")), entry("c.png", None)];
+        let skipped = |index: u64| SkippedImage { index, reason: "the file was replaced".to_owned() };
+        let result = |skipped: Vec<SkippedImage>| ExtractResult { skipped, ..ExtractResult::default() };
+        let found = left_out(&images, &[result(vec![skipped(1)]), result(vec![skipped(2), skipped(3)])]);
+        assert_eq!(found, [("c.png".to_owned(), "the file was replaced".to_owned())]);
     }
 }
