@@ -58,6 +58,7 @@ fn power_iteration_clustering_finds_its_number_of_clusters() {
     deepcluster(["report", text(&run), "--to", text(&page)]).good();
     let page = std::fs::read_to_string(&page).unwrap();
     assert!(page.contains("Clusters found in each epoch") && !page.contains("k-means objective"));
+    assert!(page.contains("clusters found; the largest holds") && !page.contains("ln k") && !page.contains("% of k"));
     let picture = pictures().join("stripes").read_dir().unwrap().next().unwrap().unwrap().path();
     assert_eq!(deepcluster(["assign", text(&run), text(&picture)]).good().lines().count(), 2);
     let broken = deepcluster(["assign", text(&run), text(&run.join("images.csv"))]);

@@ -138,7 +138,7 @@ mod tests {
         log.append("warning", Severity::Warning, warning).unwrap();
         log.append("fault", Severity::Warning, json!({"epoch": 1, "worker": "trainer", "message": "gone"})).unwrap();
         let view = RunView::read(&made.run).unwrap();
-        assert_eq!(view.scores.iter().map(|s| (s.epoch, s.loss)).collect::<Vec<_>>(), [(0, 0.25), (1, scores(1).loss)]);
+        assert_eq!(view.scores.iter().map(|s| (s.epoch, s.loss)).collect::<Vec<_>>(), [(0, 0.25), (1, 1.0)]);
         assert_eq!((view.warnings.len(), view.warnings[0].kind.as_str()), (1, "collapse"));
         assert_eq!((view.faults.len(), view.faults[0].worker.as_str(), view.faults[0].epoch), (1, "trainer", 1));
         assert_eq!((view.state.as_str(), view.k), ("finished", 4));

@@ -33,8 +33,8 @@ const BATCH: u32 = 16;
 pub struct FiltersArgs {
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Where the pictures and filters.json go, a new folder or an empty one, instead of the folder `visualize` of the run, where
-    /// `report` finds them
+    /// Where the pictures and filters.json go, a new folder or an empty one, instead of the folder `visualize` of the run, which
+    /// is replaced, and where `report` finds them
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
     /// The layer: conv1 … conv5, layer1 … layer4, pool, fc6, fc7
@@ -244,7 +244,8 @@ impl FiltersArgs {
             let activations: Vec<f32> = top.iter().map(|top| top.activation).collect();
             shown.push(json!({
                 "event": "filter", "layer": self.layer, "filter": filter, "top": paths, "activations": activations,
-                "ascent": ascent, "sheet": sheet_name, "before": ascended.result.before.get(at), "after": ascended.result.after.get(at),
+                "ascent": ascent, "sheet": sheet_name, "before": ascended.result.before.get(at),
+                "after": ascended.result.after.get(at),
             }));
             named.push(json!({"filter": filter, "top": paths, "ascent": ascent, "sheet": sheet_name}));
         }
