@@ -30,7 +30,10 @@ fn a_data_set_that_is_not_there_is_planned_by_one_that_is() {
     let decoded = many["volume"]["decoded_images"].as_f64().unwrap();
     assert!((decoded / (1_281_167.0 * (64.0 * 64.0 * 3.0 + 40.0)) - 1.0).abs() < 0.01, "{decoded}");
     let kept = many["volume"]["decoded_images_kept"].as_f64().unwrap();
-    assert!((kept - 1e9 / decoded).abs() < 1e-6, "{kept}");
+    // What the run leaves free, at most what the cache may have.
+    let bytes = |field: &str| many["volume"][field].as_f64().unwrap();
+    let room = (bytes("free") - bytes("whole_run")).clamp(0.0, 1e9);
+    assert!((kept - room / decoded).abs() < 1e-6, "{kept} of {decoded}, and {room} are free");
     for phase in ["extract_s", "cluster_s", "train_s"] {
         let of = |plan: &Value| plan["first_epoch"][phase].as_f64().unwrap();
         assert!(of(&many) > 100.0 * of(&few), "{phase}: {} and {}", of(&many), of(&few));
