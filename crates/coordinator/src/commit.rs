@@ -3,7 +3,7 @@
 use crate::epoch::{EpochRunner, failed};
 use crate::run::Run;
 use deepcluster_domain::geometry::embedding_width;
-use deepcluster_domain::health::{self, Figures, Proportions};
+use deepcluster_domain::health::{self, Figures};
 use deepcluster_domain::{Clustering, EpochId, scores};
 use deepcluster_images::folder_classes;
 use deepcluster_volume::events::Severity;
@@ -120,6 +120,9 @@ fn tell(run: &Run, scores: &EpochScores) {
 fn warn_of(run: &Run, epoch: EpochId, scores: &EpochScores) -> Result<(), VolumeError> {
     let last = epoch.previous().map(|last| read_record::<EpochManifest>(&run.folder.epoch(last).epoch_json())).transpose()?;
     let figures = Figures {
+        clustering: run.spec.clustering,
+        images: scores.images,
+        dims: run.spec.pca.min(embedding_width(run.spec.architecture)),
         loss: scores.loss,
         last_loss: last.map(|last| last.scores.loss),
         // Power iteration clustering has no other number of clusters than what came out.
@@ -127,15 +130,8 @@ fn warn_of(run: &Run, epoch: EpochId, scores: &EpochScores) -> Result<(), Volume
         largest_share: scores.largest_share,
         effective_clusters: scores.effective_clusters.unwrap_or(f64::INFINITY),
     };
-    let (clustering, k) = (run.spec.clustering, figures.k);
-    let dims = run.spec.pca.min(embedding_width(run.spec.architecture));
-    let proportions = Proportions { clustering, images: scores.images, k, dims };
-    for warning in health::warnings(&figures).into_iter().chain(health::disproportions(&proportions)) {
-        let remedy = match clustering {
-            Clustering::KMeans => warning.remedy,
-            Clustering::Pic => health::without_k(warning.remedy),
-        };
-        let body = json!({"epoch": epoch.0, "kind": warning.kind, "message": warning.message, "remedy": remedy});
+    for warning in health::warnings(&figures) {
+        let body = json!({"epoch": epoch.0, "kind": warning.kind, "message": warning.message, "remedy": warning.remedy});
         run.event_of_epoch(epoch, "warning", Severity::Warning, body)?;
     }
     Ok(())

@@ -99,12 +99,14 @@ mod tests {
             move || done.lock().unwrap().push(epoch)
         };
         let noted = note(0);
+        let (started, begins) = tokio::sync::oneshot::channel();
         let slow = move || {
+            let _ = started.send(());
             let _ = wait.recv_timeout(Duration::from_secs(60));
             noted();
         };
         let stopping = async {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            begins.await.unwrap();
             stop.cancel();
         };
         tokio::join!(beside(&turn, &stop, slow), stopping);

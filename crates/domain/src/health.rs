@@ -28,14 +28,15 @@ pub const MANY_CLUSTERS: f64 = 0.5;
 /// Whitened to more dimensions than this share of their number, images are all nearly equally far from each other.
 pub const MANY_DIMENSIONS: f64 = 0.5;
 
-/// Remedies that name --k.
-const STUCK: &str = "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)";
-const ONE_CLUSTER: &str = "look for near-duplicates among the images, lower --lr, or raise --k";
-const FEW_CLUSTERS: &str = "lower --k or --lr, or train with --feature-dtype f32 if the features are large";
-
 /// Figures of one epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figures {
+    /// How it clusters. Power iteration clustering finds its k itself, so nobody is told to change --k.
+    pub clustering: Clustering,
+    /// Images that take part.
+    pub images: usize,
+    /// Dimensions that whitening is to keep.
+    pub dims: u32,
     /// Mean cross-entropy of the training pass.
     pub loss: f64,
     /// Loss of the epoch before, if there is one.
@@ -46,19 +47,6 @@ pub struct Figures {
     pub largest_share: f64,
     /// exp of the entropy of the cluster sizes: how many clusters of equal size would be as varied.
     pub effective_clusters: f64,
-}
-
-/// What an epoch clusters, and into how much.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Proportions {
-    /// How.
-    pub clustering: Clustering,
-    /// Images that take part.
-    pub images: usize,
-    /// Number of clusters.
-    pub k: u32,
-    /// Dimensions that whitening is to keep.
-    pub dims: u32,
 }
 
 /// Something that should worry.
@@ -72,16 +60,6 @@ pub struct Warning {
     pub remedy: &'static str,
 }
 
-/// A remedy of [`warnings`] for a run that finds its number of clusters itself, and so takes no --k.
-pub fn without_k(remedy: &str) -> &str {
-    match remedy {
-        STUCK => "train with a smaller --batch or a higher --lr",
-        ONE_CLUSTER => "look for near-duplicates among the images, or lower --lr",
-        FEW_CLUSTERS => "lower --lr, or train with --feature-dtype f32 if the features are large",
-        other => other,
-    }
-}
-
 /// Everything that should worry about an epoch.
 pub fn warnings(figures: &Figures) -> Vec<Warning> {
     let mut warnings: Vec<Warning> = loss_warning(figures).into_iter().collect();
@@ -89,7 +67,10 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
         warnings.push(Warning {
             kind: "collapse",
             message: format!("{:.1} % of the images are in one cluster", figures.largest_share * 100.0),
-            remedy: ONE_CLUSTER,
+            remedy: match figures.clustering {
+                Clustering::KMeans => "look for near-duplicates among the images, lower --lr, or raise --k",
+                Clustering::Pic => "look for near-duplicates among the images, or lower --lr",
+            },
         });
     }
     if figures.effective_clusters < EFFECTIVE_SHARE * f64::from(figures.k) {
@@ -97,16 +78,20 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
         warnings.push(Warning {
             kind: "collapse",
             message: format!("the images spread over {effective:.1} effective clusters of {k}"),
-            remedy: FEW_CLUSTERS,
+            remedy: match figures.clustering {
+                Clustering::KMeans => "lower --k or --lr, or train with --feature-dtype f32 if the features are large",
+                Clustering::Pic => "lower --lr, or train with --feature-dtype f32 if the features are large",
+            },
         });
     }
+    warnings.extend(disproportions(figures));
     warnings
 }
 
 /// What should worry about the loss. Of several things the one that asks for the right remedy: a loss that stands still far
 /// above that of guessing needs a lower rate, not a higher one.
 fn loss_warning(figures: &Figures) -> Option<Warning> {
-    let Figures { loss, last_loss, k, .. } = *figures;
+    let Figures { clustering, loss, last_loss, k, .. } = *figures;
     let guess = f64::from(k).ln();
     let guessing = format!("guessing among {k} clusters has ln {k} = {guess:.3}");
     if let Some(last) = last_loss.filter(|last| loss > RISING * last && loss > RISING * guess) {
@@ -120,12 +105,16 @@ fn loss_warning(figures: &Figures) -> Option<Warning> {
     // One epoch at ln k is how every run may begin; two without any fall are a standstill.
     let last = last_loss.filter(|last| last.min(loss) > GUESSING * guess && loss > GUESSING * last)?;
     let message = format!("the loss was {last:.3} and is {loss:.3}, and {guessing}");
-    Some(Warning { kind: "stuck-loss", message, remedy: STUCK })
+    let remedy = match clustering {
+        Clustering::KMeans => "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)",
+        Clustering::Pic => "train with a smaller --batch or a higher --lr",
+    };
+    Some(Warning { kind: "stuck-loss", message, remedy })
 }
 
-/// Everything that should worry about what an epoch clusters.
-pub fn disproportions(of: &Proportions) -> Vec<Warning> {
-    let Proportions { clustering, images, k, dims } = *of;
+/// What should worry about how many images there are.
+fn disproportions(figures: &Figures) -> Vec<Warning> {
+    let Figures { clustering, images, k, dims, .. } = *figures;
     let mut warnings = Vec::new();
     if f64::from(k) > MANY_CLUSTERS * images as f64 {
         warnings.push(Warning {
@@ -153,7 +142,16 @@ pub fn disproportions(of: &Proportions) -> Vec<Warning> {
 mod tests {
     use super::*;
 
-    const HEALTHY: Figures = Figures { loss: 3.0, last_loss: Some(3.5), k: 100, largest_share: 0.05, effective_clusters: 80.0 };
+    const HEALTHY: Figures = Figures {
+        clustering: Clustering::KMeans,
+        images: 200,
+        dims: 100,
+        loss: 3.0,
+        last_loss: Some(3.5),
+        k: 100,
+        largest_share: 0.05,
+        effective_clusters: 80.0,
+    };
 
     fn kinds(figures: Figures) -> Vec<&'static str> {
         warnings(&figures).into_iter().map(|warning| warning.kind).collect()
@@ -183,24 +181,23 @@ mod tests {
 
     #[test]
     fn clusters_and_dimensions_nearly_as_many_as_images_are_named() {
-        let fit = Proportions { clustering: Clustering::KMeans, images: 200, k: 100, dims: 100 };
-        assert!(disproportions(&fit).is_empty());
-        let [clusters, dims]: [Warning; 2] = disproportions(&Proportions { k: 101, dims: 101, ..fit }).try_into().unwrap();
+        let [clusters, dims]: [Warning; 2] = warnings(&Figures { k: 101, dims: 101, ..HEALTHY }).try_into().unwrap();
         assert_eq!([clusters.kind, dims.kind], ["many-clusters", "many-dimensions"]);
         assert!(clusters.message.contains("101 clusters of 200 images") && clusters.remedy.contains("--k"), "{clusters:?}");
         assert!(dims.message.contains("101 dimensions makes 200 images") && dims.remedy.contains("--pca"), "{dims:?}");
-        let found = disproportions(&Proportions { clustering: Clustering::Pic, k: 150, ..fit });
+        let found = warnings(&Figures { clustering: Clustering::Pic, k: 150, ..HEALTHY });
         assert!(found.len() == 1 && !found[0].remedy.contains("--k"), "{found:?}");
     }
 
     #[test]
     fn who_has_no_k_is_not_told_to_change_it() {
-        let sick = Figures { loss: 4.6, last_loss: Some(4.6), largest_share: 0.9, effective_clusters: 1.5, ..HEALTHY };
-        let rising = Figures { loss: 9.0, last_loss: Some(4.0), ..HEALTHY };
+        let pic = Figures { clustering: Clustering::Pic, ..HEALTHY };
+        let sick = Figures { loss: 4.6, last_loss: Some(4.6), largest_share: 0.9, effective_clusters: 1.5, ..pic };
+        let rising = Figures { loss: 9.0, last_loss: Some(4.0), ..pic };
         let all = [warnings(&sick), warnings(&rising)].concat();
         assert_eq!(all.len(), 4);
         for warning in all {
-            let remedy = without_k(warning.remedy);
+            let remedy = warning.remedy;
             assert!(remedy.contains("--lr") && !remedy.contains("--k"), "{remedy}");
         }
     }

@@ -3,7 +3,7 @@
 use crate::html::{counted, grouped, percent, sentence};
 use crate::view::{Notice, RunView};
 use deepcluster_domain::Clustering;
-use deepcluster_domain::health::{self, Figures, Proportions};
+use deepcluster_domain::health::{self, Figures};
 use deepcluster_volume::records::EpochScores;
 
 /// An NMI with the epoch before above this is hardly any change.
@@ -63,7 +63,7 @@ fn worries(view: &RunView) -> Vec<Worry> {
     let worry = |notice: &&Notice| Worry {
         kind: notice.kind.clone(),
         message: sentence(&format!("in epoch {}, {}", notice.epoch, notice.message)),
-        remedy: remedy(view, &notice.remedy),
+        remedy: sentence(&notice.remedy),
     };
     let mut worries: Vec<Worry> = Vec::new();
     // After a crash the same may have been said twice.
@@ -74,28 +74,21 @@ fn worries(view: &RunView) -> Vec<Worry> {
     }
     let Some(last) = view.scores.last() else { return worries };
     let figures = Figures {
+        clustering: view.clustering,
+        images: last.images,
+        dims: view.dims,
         loss: last.loss,
         last_loss: view.scores.iter().rev().nth(1).map(|before| before.loss),
         k: view.k,
         largest_share: last.largest_share,
         effective_clusters: last.effective_clusters.unwrap_or(f64::INFINITY),
     };
-    let proportions = Proportions { clustering: view.clustering, images: last.images, k: view.k, dims: view.dims };
-    let found = health::warnings(&figures).into_iter().chain(health::disproportions(&proportions));
     let told: Vec<String> = worries.iter().map(|worry| worry.kind.clone()).collect();
-    for warning in found.filter(|warning| !told.iter().any(|kind| kind == warning.kind)) {
+    for warning in health::warnings(&figures).into_iter().filter(|warning| !told.iter().any(|kind| kind == warning.kind)) {
         let message = sentence(&format!("in epoch {}, {}", last.epoch, warning.message));
-        worries.push(Worry { kind: warning.kind.to_owned(), message, remedy: remedy(view, warning.remedy) });
+        worries.push(Worry { kind: warning.kind.to_owned(), message, remedy: sentence(warning.remedy) });
     }
     worries
-}
-
-/// What to do about a warning, as a sentence.
-fn remedy(view: &RunView, remedy: &str) -> String {
-    match view.clustering {
-        Clustering::KMeans => sentence(remedy),
-        Clustering::Pic => sentence(health::without_k(remedy)),
-    }
 }
 
 fn current_warnings(view: &RunView) -> Vec<&Notice> {
