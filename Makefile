@@ -13,11 +13,14 @@ setup-tests:
 build: setup
 	cargo build --release --workspace
 
-# Demo pictures, a run on them, and what it scored. Called again, it goes on or starts another run on the same pictures.
+# Demo pictures, a run on them, what it scored, and its report. Called again, it goes on or starts another run on the same pictures.
 demo: build
 	$(DEEPCLUSTER) demo-images demo/images --count 2000 --size 64 --seed 1
-	$(DEEPCLUSTER) train demo/images --out demo/volume --image-size 64 --k 20 --epochs 8 --batch 64 --seed 31
-	@echo "pictures in demo/images, the run in demo/volume"
+	$(DEEPCLUSTER) train demo/images --out demo/volume --image-size 64 --k 20 --epochs 8 --seed $(DEMO_SEED)
+	$(DEEPCLUSTER) report $$(ls -d demo/volume/runs/run-* | tail -n 1) --to demo/report.html --atlas demo/atlas.png
+	@echo "open demo/report.html in a browser; pictures in demo/images, the run in demo/volume, the atlas in demo/atlas.png"
+
+DEMO_SEED = 31
 
 # Format, clippy, and every test. The system tests run the built programs, read their files with Python, and look at pages with
 # Chromium; screenshots are in target/screenshots.

@@ -50,7 +50,8 @@ async fn a_run_is_paused_resumed_and_survives_its_coordinator() {
     let mut runs = stack.runs();
     let run = create(&mut runs, spec(3)).await;
     assert_eq!((run.k, run.n_images, run.n_skipped), (10, 200, 0));
-    assert_eq!(run.spec.as_ref().unwrap().learning_rate, 0.05, "defaults are filled in");
+    assert_eq!(run.spec.as_ref().unwrap().weight_decay, Some(1e-5), "defaults are filled in");
+    assert!(run.learning_rate > 0.0 && run.learning_rate <= 0.05 && run.pca == 16, "chosen options are resolved: {run:?}");
     watch_until(&mut runs, &run.run_id, is_phase(0, "train")).await;
     let id = || run.run_id.clone();
     let paused = runs.pause_run(PauseRunRequest { run_id: id() }).await.unwrap().into_inner().run.unwrap();

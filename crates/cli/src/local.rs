@@ -127,7 +127,7 @@ pub fn print_rows(images: &[ImageEntry], labels: &[i32], distances: &[f32], as_j
 /// When something other than a file is there.
 pub fn check_target(to: &Path) -> Result<(), Failure> {
     match std::fs::symlink_metadata(to).is_ok_and(|found| !found.is_file()) {
-        true => Err(Failure::usage(format!("--to {} is there already and is not a plain file", to.display()))),
+        true => Err(Failure::usage(format!("{} is there already and is not a plain file", to.display()))),
         false => Ok(()),
     }
 }

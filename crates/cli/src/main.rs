@@ -170,6 +170,9 @@ enum Command {
         /// The .html file to write
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
+        /// A .png file to write the atlas to as well: one row of images for each of the 24 largest clusters
+        #[arg(long, value_name = "FILE")]
+        atlas: Option<PathBuf>,
         /// Folder of the run's images, where it is not the one that `train` was given
         #[arg(long, value_name = "FOLDER")]
         images: Option<PathBuf>,
@@ -303,7 +306,9 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Neighbours(neighbours) => neighbours.run().await,
         Command::Sort(sort) => sort.run(),
         Command::Eval(eval) => eval.run().await,
-        Command::Report { run_dir, to, images, json } => report::report(&run_dir, &to, images.as_deref(), json),
+        Command::Report { run_dir, to, atlas, images, json } => {
+            report::report(&run_dir, &to, atlas.as_deref(), images.as_deref(), json)
+        }
         Command::Visualize(visualize) => visualize.run().await,
         Command::Verify { volume, run, repair, json } => verify::verify(&volume, run.as_deref(), repair, json),
         Command::DemoImages { dir, count, size, seed, json } => {

@@ -9,8 +9,8 @@ use crate::embedded::{ServicesArgs, Stack};
 use crate::failure::{Failure, say};
 use crate::train::{images_below_root, while_alive};
 use calibration::Site;
-use deepcluster_domain::RunSpec;
 use deepcluster_domain::space::human;
+use deepcluster_domain::{AutoChoice, RunSpec};
 use deepcluster_images::find_images;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::{Volume, space};
@@ -55,12 +55,12 @@ impl PlanArgs {
             Some(folder) => folder.clone(),
             None => draw(&scratch.path().join("images"))?,
         };
-        let spec = spec(images_below_root(&folder)?);
+        let mut spec = spec(images_below_root(&folder)?);
         spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
         let images = find_images(&folder).map_err(|error| Failure::usage(error.to_string()))?;
         let readable = images.iter().filter(|image| image.skipped.is_none()).count() as u64;
         let n = self.simulate.unwrap_or(readable);
-        let k = spec.k.resolve(n as usize).map_err(|error| Failure::usage(error.to_string()))?;
+        let (k, choices) = spec.resolve(n as usize).map_err(|error| Failure::usage(error.to_string()))?;
         // Decoded images of earlier runs make room when it is needed.
         let free = space::available(&parent)? + space::used(&Volume::new(&self.out).caches());
         let cache_limit = services.cache_limit()?;
@@ -68,10 +68,13 @@ impl PlanArgs {
         let measured = measure(&scratch.path().join("volume"), task, &images, services).await?;
         let forecast = Forecast::of(task, &measured);
         if json {
-            return say(to_json(task, &forecast));
+            return say(to_json(task, &choices, &forecast));
         }
         if self.images.is_none() {
             say(format!("measured on {DRAWN} drawn pictures; name a folder to measure photographs"))?;
+        }
+        for AutoChoice { option, value, reason } in &choices {
+            say(format!("--{option} {value} (auto): {reason}"))?;
         }
         report(task, &forecast, &parent)
     }
@@ -134,12 +137,14 @@ fn report(task: Task<'_>, forecast: &Forecast, at: &Path) -> Result<(), Failure>
     }
 }
 
-fn to_json(task: Task<'_>, forecast: &Forecast) -> Value {
+fn to_json(task: Task<'_>, choices: &[AutoChoice], forecast: &Forecast) -> Value {
+    let choice = |choice: &AutoChoice| json!({"option": choice.option, "value": choice.value, "reason": choice.reason});
     let seconds = |seconds: Seconds| json!({"extract_s": seconds.extract, "cluster_s": seconds.cluster, "train_s": seconds.train, "sum_s": seconds.sum()});
     let space = forecast.space;
     json!({
         "images": task.n,
         "k": task.k,
+        "auto": choices.iter().map(choice).collect::<Vec<_>>(),
         "epochs": task.spec.epochs,
         "extractors": task.extractors,
         "first_epoch": seconds(forecast.first),

@@ -15,8 +15,9 @@ const CARD: &str = "<article class=\"card\"";
 ///
 /// # Errors
 /// When the folder is no run, a file of its last epoch is damaged, or something other than a file is there already.
-pub fn report(run_dir: &Path, to: &Path, images: Option<&Path>, as_json: bool) -> Result<(), Failure> {
+pub fn report(run_dir: &Path, to: &Path, atlas: Option<&Path>, images: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     check_target(to)?;
+    atlas.map_or(Ok(()), check_target)?;
     let run = RunFolder::at(run_dir);
     if !run.run_json().is_file() {
         return Err(Failure::usage(format!("{} is not the folder of a run", run_dir.display())));
@@ -26,13 +27,20 @@ pub fn report(run_dir: &Path, to: &Path, images: Option<&Path>, as_json: bool) -
     let page = deepcluster_report::report(&run, &root).map_err(|error| Failure::usage(error.to_string()))?;
     let clusters = page.html.matches(CARD).count();
     let written = publish::publish_bytes(to, page.html.as_bytes())?;
+    if let Some(file) = atlas {
+        let png = deepcluster_report::atlas_png(&run, &root).map_err(|error| Failure::usage(error.to_string()))?;
+        publish::publish_bytes(file, &png)?;
+    }
     if as_json {
         return say(json!({
             "file": to.display().to_string(), "bytes": written.bytes, "blake3": written.blake3, "clusters": clusters,
-            "grey": page.grey,
+            "grey": page.grey, "atlas": atlas.map(|file| file.display().to_string()),
         }));
     }
     say(format!("wrote the report on {clusters} clusters to {} ({} bytes)", to.display(), written.bytes))?;
+    if let Some(file) = atlas {
+        say(format!("wrote the atlas of its largest clusters to {}", file.display()))?;
+    }
     page.remark.map_or(Ok(()), say)
 }
 

@@ -32,6 +32,19 @@ impl Phase {
     }
 }
 
+/// What a new run consists of: its images, clusters, and the options that were chosen for it, each with its reason.
+fn creation_lines(event: &Value) -> String {
+    let clusters = match text(&event["spec"], "clustering") == "pic" {
+        true => "as many clusters as power iteration finds".to_owned(),
+        false => format!("k = {}", event["k"]),
+    };
+    let mut lines = vec![format!("{} images, {} unreadable; {clusters}", event["images"], event["skipped"])];
+    for choice in event["auto"].as_array().into_iter().flatten() {
+        lines.push(format!("--{} {} (auto): {}", text(choice, "option"), text(choice, "value"), text(choice, "reason")));
+    }
+    lines.join("\n")
+}
+
 /// Shows events and progress.
 pub struct Show {
     json: bool,
@@ -64,15 +77,7 @@ impl Show {
                 self.last_epoch = Some(value.clone());
                 epoch_line(&value)
             }
-            "run" if value["spec"]["clustering"] == "pic" => {
-                format!("{} images, {} unreadable; as many clusters as power iteration finds", value["images"], value["skipped"])
-            }
-            "run" if value["k_given"] == "auto" => {
-                format!("{} images, {} unreadable; k = {} (auto)", value["images"], value["skipped"], value["k"])
-            }
-            "run" if value.get("k").is_some() => {
-                format!("{} images, {} unreadable; k = {}", value["images"], value["skipped"], value["k"])
-            }
+            "run" if value.get("k").is_some() => creation_lines(&value),
             "run" if text(&value, "state") == "paused" && !text(&value, "message").is_empty() => {
                 format!("run paused: {}", text(&value, "message"))
             }

@@ -3,14 +3,16 @@
 use crate::failure::Failure;
 use crate::train::below_root;
 use deepcluster_domain::geometry::resize_side;
-use deepcluster_domain::{Architecture, ClusterCount, Clustering, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery};
+use deepcluster_domain::{
+    Architecture, Auto, AutoOptions, Clustering, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery,
+};
 
 /// What a run shall do. Defaults are the recipe's.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SpecArgs {
     /// Number of clusters, or "auto" for min(10000, max(10, N/50))
-    #[arg(long, default_value_t = ClusterCount::Auto, value_name = "K")]
-    k: ClusterCount,
+    #[arg(long, default_value_t = Auto::Auto, value_name = "K")]
+    k: Auto<u32>,
     /// Epochs, each one clustering and one pass of training
     #[arg(long, default_value_t = 100, value_name = "N")]
     epochs: u32,
@@ -23,18 +25,18 @@ pub struct SpecArgs {
     /// Show the network colours instead of edges
     #[arg(long)]
     no_sobel: bool,
-    /// Images of one training step
-    #[arg(long, default_value_t = 256, value_name = "N")]
-    batch: u32,
-    /// Learning rate
-    #[arg(long, default_value_t = 0.05, value_name = "RATE")]
-    lr: f64,
+    /// Images of one training step, or "auto" to choose it from the number of images (256 for large sets)
+    #[arg(long, default_value_t = Auto::Auto, value_name = "N")]
+    batch: Auto<u32>,
+    /// Learning rate of SGD, or "auto" to choose it from the batch (0.05 for large sets)
+    #[arg(long, default_value_t = Auto::Auto, value_name = "RATE")]
+    lr: Auto<f64>,
     /// Weight decay
     #[arg(long, default_value_t = 1e-5, value_name = "DECAY")]
     weight_decay: f64,
-    /// Dimensions kept by PCA
-    #[arg(long, default_value_t = 256, value_name = "N")]
-    pca: u32,
+    /// Dimensions kept by PCA, or "auto" to choose them from the number of images (256 for large sets)
+    #[arg(long, default_value_t = Auto::Auto, value_name = "N")]
+    pca: Auto<u32>,
     /// Length of an epoch's training list ÷ number of readable images
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     reassign: f64,
@@ -80,6 +82,7 @@ pub struct SpecArgs {
 impl SpecArgs {
     /// The spec for a folder of images, given relative to the images root of the services.
     pub fn spec(&self, images: String) -> RunSpec {
+        let paper = RunSpec::default();
         RunSpec {
             images,
             k: self.k,
@@ -87,10 +90,10 @@ impl SpecArgs {
             architecture: self.arch,
             image_size: self.image_size,
             sobel: !self.no_sobel,
-            batch: self.batch,
-            learning_rate: self.lr,
+            batch: self.batch.fixed().unwrap_or(paper.batch),
+            learning_rate: self.lr.fixed().unwrap_or(paper.learning_rate),
             weight_decay: self.weight_decay,
-            pca: self.pca,
+            pca: self.pca.fixed().unwrap_or(paper.pca),
             reassign: self.reassign,
             seed: self.seed,
             device: self.device,
@@ -104,6 +107,11 @@ impl SpecArgs {
             clustering: self.clustering,
             match_labels: self.match_labels,
             init: self.init.clone(),
+            auto: AutoOptions {
+                batch: self.batch.fixed().is_none(),
+                learning_rate: self.lr.fixed().is_none(),
+                pca: self.pca.fixed().is_none(),
+            },
         }
     }
 

@@ -138,7 +138,7 @@ async fn embedded(volume: &Path, services: &ServicesArgs, wanted: Wanted, json: 
 async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Path, json: bool) -> Result<(), Failure> {
     let run = match wanted {
         Wanted::Spec(spec) => {
-            let wire = run_spec_to_wire(&spec);
+            let wire = run_spec_to_wire(&spec.as_requested());
             match runs.into_iter().rev().find(|run| run.spec.as_ref() == Some(&wire) && can_go_on(run)) {
                 Some(run) => client.resume(run.run_id).await?,
                 None => client.create(CreateRunRequest { spec: Some(wire), ..CreateRunRequest::default() }).await?,

@@ -52,13 +52,13 @@ impl Runs {
     /// # Errors
     /// INVALID_ARGUMENT when images or spec do not do, RESOURCE_EXHAUSTED when there is no room, ALREADY_EXISTS when another
     /// spec came with the same request id.
-    pub fn create(&self, new: NewRun) -> Result<Arc<Run>, Status> {
+    pub fn create(&self, mut new: NewRun) -> Result<Arc<Run>, Status> {
         if let Some(run) = created_before(&self.lock(), &new)? {
             return Ok(run);
         }
         self.check_queue(&self.lock())?;
         let init = Init::find(&self.images, &new.spec)?;
-        let (images, mut resolved) = images::list(&self.images, &new.spec)?;
+        let (images, mut resolved, choices) = images::list(&self.images, &mut new.spec)?;
         self.check_room(&new.spec, &resolved)?;
         let failed = |error: VolumeError| volume_status(&error);
         let _one_at_a_time = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,7 +97,7 @@ impl Runs {
             note: new.tags.note,
             traceparent: new.traceparent,
         };
-        let run = Run::create(volume, id.clone(), new.spec, record).map_err(|error| {
+        let run = Run::create(volume, id.clone(), new.spec, record, &choices).map_err(|error| {
             // Its caller is told that there is no such run, so there must be none after the next start either.
             let _ = publish::remove(volume.run(&id).path());
             failed(error)
@@ -137,7 +137,7 @@ fn created_before(runs: &BTreeMap<RunId, Arc<Run>>, new: &NewRun) -> Result<Opti
         return Ok(None);
     }
     let Some(run) = runs.values().find(|run| run.record().request_id == new.request_id) else { return Ok(None) };
-    if run.spec == new.spec {
+    if run.spec.as_requested() == new.spec.as_requested() {
         return Ok(Some(Arc::clone(run)));
     }
     let sentence = format!("request_id: '{}' has made run {}, whose spec is another", new.request_id, run.id);

@@ -1,7 +1,7 @@
 //! The images of a run: listed when it is created, looked at again when it is resumed, and how many may be unreadable.
 
 use crate::run::Run;
-use deepcluster_domain::{Clustering, RunSpec};
+use deepcluster_domain::{AutoChoice, RunSpec};
 use deepcluster_images::decode::{self, Expected, REPLACED, UNKNOWN};
 use deepcluster_images::find::describe;
 use deepcluster_images::find_images;
@@ -19,23 +19,18 @@ use tonic::Status;
 ///
 /// # Errors
 /// INVALID_ARGUMENT when the folder or k do not do, or too many images are unreadable.
-pub(crate) fn list(root: &Path, spec: &RunSpec) -> Result<(Vec<ImageEntry>, ResolvedRecord), Status> {
+pub(crate) fn list(root: &Path, spec: &mut RunSpec) -> Result<(Vec<ImageEntry>, ResolvedRecord, Vec<AutoChoice>), Status> {
     let images = find_images(&images_folder(root, &spec.images)?).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let resolved = resolve(spec, &images)?;
-    Ok((images, resolved))
+    let (resolved, choices) = resolve(spec, &images)?;
+    Ok((images, resolved, choices))
 }
 
-fn resolve(spec: &RunSpec, images: &[ImageEntry]) -> Result<ResolvedRecord, Status> {
+fn resolve(spec: &mut RunSpec, images: &[ImageEntry]) -> Result<(ResolvedRecord, Vec<AutoChoice>), Status> {
     check_skipped(spec, images).map_err(Status::invalid_argument)?;
     let n_skipped = n_skipped(images);
-    let k = match spec.clustering {
-        Clustering::KMeans => {
-            spec.k.resolve(images.len() - n_skipped).map_err(|error| Status::invalid_argument(error.to_string()))?
-        }
-        // It comes out of each epoch.
-        Clustering::Pic => 0,
-    };
-    Ok(ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: Vec::new(), init: None })
+    let resolved = spec.resolve(images.len() - n_skipped);
+    let (k, choices) = resolved.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok((ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: Vec::new(), init: None }, choices))
 }
 
 /// Looks again at the images of a run that is to go on, since what kept them from being read may be over: a share that was
@@ -65,7 +60,8 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
         image.skipped = read.err().map(|why| why.to_string());
     }
     let resolved = match anew {
-        true => ResolvedRecord { init: record.resolved.init, ..resolve(&run.spec, &images)? },
+        // The options that were chosen stay: only k follows the new list.
+        true => ResolvedRecord { init: record.resolved.init, ..resolve(&mut run.spec.clone(), &images)?.0 },
         // The list and k stay; too few readable images are noticed where they always are.
         false => ResolvedRecord { n_skipped: n_skipped(&images), ..record.resolved },
     };

@@ -1,7 +1,7 @@
 //! One run in memory: its record, its events, who watches, and how it is stopped.
 
 use crate::pace::Pace;
-use deepcluster_domain::{EpochId, RunId, RunSpec};
+use deepcluster_domain::{AutoChoice, EpochId, RunId, RunSpec};
 use deepcluster_proto::{run_spec_to_wire, v1};
 use deepcluster_service::requests::file_to_wire;
 use deepcluster_volume::events::{Event, EventLog, Severity};
@@ -65,14 +65,22 @@ impl Run {
     ///
     /// # Errors
     /// When the volume cannot be written.
-    pub fn create(volume: &Volume, id: RunId, spec: RunSpec, record: RunRecord) -> Result<Self, VolumeError> {
+    pub fn create(
+        volume: &Volume,
+        id: RunId,
+        spec: RunSpec,
+        record: RunRecord,
+        choices: &[AutoChoice],
+    ) -> Result<Self, VolumeError> {
         let folder = volume.run(&id);
         publish_record(&folder.run_json(), &record)?;
         let (log, events) = EventLog::open(&folder.events_jsonl())?;
         let run = Self::with(volume, id, spec, record, log, events);
         let record = run.record();
+        let to_json = |choice: &AutoChoice| json!({"option": choice.option, "value": choice.value, "reason": choice.reason});
+        let choices: Vec<_> = choices.iter().map(to_json).collect();
         let resolved = json!({
-            "state": record.state, "k": record.resolved.k, "k_given": record.spec.k,
+            "state": record.state, "auto": choices, "k": record.resolved.k, "k_given": record.spec.k,
             "images": record.resolved.n_images, "skipped": record.resolved.n_skipped,
             // What run.json can be made of again.
             "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "init": record.resolved.init, "request_id": record.request_id,
@@ -368,6 +376,9 @@ impl Run {
             note: record.note,
             request_id: record.request_id,
             created: record.created,
+            batch: self.spec.batch,
+            learning_rate: self.spec.learning_rate,
+            pca: self.spec.pca,
         }
     }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agreement;
+pub mod auto;
 pub mod choices;
 pub mod epoch;
 pub mod geometry;
@@ -21,11 +22,12 @@ pub mod space;
 pub mod spec;
 pub mod tags;
 
+pub use auto::{Auto, AutoChoice, AutoOptions};
 pub use choices::{Architecture, Clustering, DeviceChoice, FeatureDtype, Precision};
 pub use epoch::{EpochProgress, Step};
 pub use ids::{EpochId, RunId, ShardId};
 pub use layers::Tap;
 pub use plan::Plan;
 pub use seeds::{Purpose, Seeds};
-pub use spec::{ClusterCount, RunSpec, SaveEvery, SpecError};
+pub use spec::{RunSpec, SaveEvery, SpecError};
 pub use tags::Tags;

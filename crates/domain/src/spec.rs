@@ -1,5 +1,6 @@
 //! What a run shall do: every choice of the recipe with its default, and the rules a choice must keep.
 
+use crate::auto::{Auto, AutoOptions};
 use crate::choices::{Architecture, Clustering, DeviceChoice, FeatureDtype, Precision};
 use crate::geometry;
 use std::fmt;
@@ -10,57 +11,6 @@ pub const MOMENTUM: f64 = 0.9;
 
 /// Lloyd iterations of k-means (recipe, step 3).
 pub const KMEANS_ITERATIONS: u32 = 20;
-
-/// Number of clusters: given, or chosen from the number of images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClusterCount {
-    /// min(10000, max(10, N / 50)).
-    Auto,
-    /// Exactly this many.
-    Fixed(u32),
-}
-
-impl ClusterCount {
-    /// The number of clusters for `readable` images.
-    ///
-    /// # Errors
-    /// When there are fewer readable images than clusters.
-    pub fn resolve(self, readable: usize) -> Result<u32, SpecError> {
-        let k = match self {
-            Self::Auto => (readable / 50).clamp(10, 10_000) as u32,
-            Self::Fixed(k) => k,
-        };
-        if (k as usize) > readable {
-            if self == Self::Auto {
-                return Err(SpecError(format!(
-                    "{readable} readable images are too few for k = auto, which is {k} at least; name k"
-                )));
-            }
-            return Err(SpecError(format!("k = {k} is larger than the {readable} readable images")));
-        }
-        Ok(k)
-    }
-}
-
-impl fmt::Display for ClusterCount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Fixed(k) => write!(f, "{k}"),
-        }
-    }
-}
-
-impl FromStr for ClusterCount {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            _ => text.parse().map(Self::Fixed).map_err(|_| SpecError(format!("k '{text}' is neither 'auto' nor a number"))),
-        }
-    }
-}
 
 /// How often training saves itself inside an epoch: what a crash may cost, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +53,7 @@ pub struct RunSpec {
     /// Folder of images, relative to the images root of the services.
     pub images: String,
     /// Number of clusters.
-    pub k: ClusterCount,
+    pub k: Auto<u32>,
     /// Number of epochs, each one clustering and one pass of training.
     pub epochs: u32,
     /// The convnet.
@@ -146,13 +96,15 @@ pub struct RunSpec {
     pub match_labels: bool,
     /// A file of weights to start from, relative to the images root of the services; none: they are drawn from the seed.
     pub init: Option<String>,
+    /// Which of `batch`, `learning_rate` and `pca` follow from the images.
+    pub auto: AutoOptions,
 }
 
 impl Default for RunSpec {
     fn default() -> Self {
         Self {
             images: ".".to_owned(),
-            k: ClusterCount::Auto,
+            k: Auto::Auto,
             epochs: 100,
             architecture: Architecture::AlexNet,
             image_size: 224,
@@ -174,6 +126,7 @@ impl Default for RunSpec {
             clustering: Clustering::KMeans,
             match_labels: false,
             init: None,
+            auto: AutoOptions::ALL,
         }
     }
 }
@@ -193,14 +146,10 @@ impl RunSpec {
         let positive_number = |value: f64| value.is_finite() && value > 0.0;
         let smallest = geometry::smallest_image(self.architecture);
         let rules = [
-            (self.k != ClusterCount::Fixed(0) && self.k != ClusterCount::Fixed(1), "k", "k must be at least 2".to_owned()),
+            (self.k != Auto::Fixed(0) && self.k != Auto::Fixed(1), "k", "k must be at least 2".to_owned()),
+            (matches!(self.k, Auto::Auto | Auto::Fixed(0..=10_000_000)), "k", "k must be at most 10000000".to_owned()),
             (
-                matches!(self.k, ClusterCount::Auto | ClusterCount::Fixed(0..=10_000_000)),
-                "k",
-                "k must be at most 10000000".to_owned(),
-            ),
-            (
-                self.clustering == Clustering::KMeans || self.k == ClusterCount::Auto,
+                self.clustering == Clustering::KMeans || self.k == Auto::Auto,
                 "k",
                 "k means nothing to pic, which finds its number of clusters itself".to_owned(),
             ),
@@ -251,20 +200,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn k_follows_the_number_of_images() {
-        for (readable, k) in [(10, 10), (500, 10), (20_000, 400), (1_281_167, 10_000)] {
-            assert_eq!(ClusterCount::Auto.resolve(readable), Ok(k));
-        }
-        assert_eq!(ClusterCount::Fixed(7).resolve(7), Ok(7));
-        let error = ClusterCount::Fixed(8).resolve(7).unwrap_err();
-        assert_eq!(error.to_string(), "k = 8 is larger than the 7 readable images");
-        assert!(ClusterCount::Auto.resolve(9).is_err());
-    }
-
-    #[test]
     fn the_defaults_are_valid_and_every_mistake_is_named_at_once() {
         assert_eq!(RunSpec::default().validate(), Ok(()));
-        let spec = RunSpec { image_size: 32, batch: 0, learning_rate: f64::NAN, k: ClusterCount::Fixed(1), ..RunSpec::default() };
+        let spec = RunSpec { image_size: 32, batch: 0, learning_rate: f64::NAN, k: Auto::Fixed(1), ..RunSpec::default() };
         let sentence = spec.validate().unwrap_err().to_string();
         for part in ["k must be", "image size 32 is too small for alexnet, which needs at least 63", "batch", "learning rate"] {
             assert!(sentence.contains(part), "{sentence}");

@@ -2,7 +2,7 @@
 
 use crate::v1;
 use deepcluster_domain::geometry::resize_side;
-use deepcluster_domain::{Architecture, ClusterCount, Clustering, DeviceChoice, FeatureDtype, Precision, RunSpec, Tags};
+use deepcluster_domain::{Architecture, Auto, AutoOptions, Clustering, DeviceChoice, FeatureDtype, Precision, RunSpec, Tags};
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::{Code, Status};
@@ -102,17 +102,17 @@ pub fn run_spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
     v1::RunSpec {
         images: spec.images.clone(),
         k: match spec.k {
-            ClusterCount::Auto => 0,
-            ClusterCount::Fixed(k) => k,
+            Auto::Auto => 0,
+            Auto::Fixed(k) => k,
         },
         epochs: spec.epochs,
         architecture: v1::Architecture::from(spec.architecture).into(),
         image_size: spec.image_size,
         no_sobel: !spec.sobel,
-        batch: spec.batch,
-        learning_rate: spec.learning_rate,
+        batch: if spec.auto.batch { 0 } else { spec.batch },
+        learning_rate: if spec.auto.learning_rate { 0.0 } else { spec.learning_rate },
         weight_decay: Some(spec.weight_decay),
-        pca: spec.pca,
+        pca: if spec.auto.pca { 0 } else { spec.pca },
         reassign: spec.reassign,
         seed: Some(spec.seed),
         device: spec.device.to_string(),
@@ -140,7 +140,7 @@ impl TryFrom<v1::RunSpec> for RunSpec {
         let image_size = count_or(wire.image_size, default.image_size);
         let spec = Self {
             images: wire.images,
-            k: if wire.k == 0 { ClusterCount::Auto } else { ClusterCount::Fixed(wire.k) },
+            k: if wire.k == 0 { Auto::Auto } else { Auto::Fixed(wire.k) },
             epochs: count_or(wire.epochs, default.epochs),
             architecture: v1::Architecture::to_domain(wire.architecture)?,
             image_size,
@@ -165,6 +165,7 @@ impl TryFrom<v1::RunSpec> for RunSpec {
             clustering: v1::Clustering::to_domain(wire.clustering)?,
             match_labels: wire.match_labels,
             init: Some(wire.init).filter(|path| !path.is_empty()),
+            auto: AutoOptions { batch: wire.batch == 0, learning_rate: wire.learning_rate == 0.0, pca: wire.pca == 0 },
         };
         match spec.violations() {
             none if none.is_empty() => Ok(spec),
@@ -207,7 +208,7 @@ mod tests {
         assert_eq!(empty, RunSpec { images: String::new(), ..RunSpec::default() });
         let spec = RunSpec {
             images: "a/b".to_owned(),
-            k: ClusterCount::Fixed(12),
+            k: Auto::Fixed(12),
             architecture: Architecture::ResNet50,
             sobel: false,
             seed: 0,
@@ -222,7 +223,7 @@ mod tests {
             init: Some("weights.safetensors".to_owned()),
             ..RunSpec::default()
         };
-        let pic = RunSpec { clustering: Clustering::Pic, k: ClusterCount::Auto, ..spec.clone() };
+        let pic = RunSpec { clustering: Clustering::Pic, k: Auto::Auto, ..spec.clone() };
         for spec in [spec, pic] {
             assert_eq!(RunSpec::try_from(run_spec_to_wire(&spec)), Ok(spec));
         }

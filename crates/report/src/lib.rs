@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod atlas;
+mod atlas_image;
 pub mod cards;
 pub mod curves;
 mod error;
@@ -28,6 +29,7 @@ pub mod view;
 mod visualized;
 
 pub use atlas::{Ancestor, AtlasOptions, Card, Picture, atlas};
+pub use atlas_image::atlas_png;
 pub use cards::cards_html;
 pub use curves::{Curve, curves};
 pub use error::ReportError;

@@ -1,7 +1,7 @@
 //! How a run's spec stands in `run.json`.
 
 use deepcluster_domain::geometry::resize_side;
-use deepcluster_domain::{Clustering, RunSpec, SaveEvery, SpecError};
+use deepcluster_domain::{AutoOptions, Clustering, RunSpec, SaveEvery, SpecError};
 use serde::{Deserialize, Serialize};
 
 /// The persisted form of [`RunSpec`].
@@ -36,6 +36,9 @@ pub struct SpecRecord {
     pub match_labels: bool,
     #[serde(default)]
     pub init: Option<String>,
+    /// Which options follow from the images; their fields hold what was chosen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub auto: Vec<String>,
 }
 
 /// What runs do whose record is older than the choice.
@@ -74,6 +77,7 @@ impl From<&RunSpec> for SpecRecord {
             clustering,
             match_labels,
             init,
+            auto,
         } = spec.clone();
         Self {
             images,
@@ -99,6 +103,7 @@ impl From<&RunSpec> for SpecRecord {
             clustering: clustering.to_string(),
             match_labels,
             init,
+            auto: auto.names().into_iter().map(str::to_owned).collect(),
         }
     }
 }
@@ -135,6 +140,7 @@ impl TryFrom<SpecRecord> for RunSpec {
             clustering: record.clustering.parse()?,
             match_labels: record.match_labels,
             init: record.init,
+            auto: AutoOptions::from_names(&record.auto),
         };
         spec.validate()?;
         Ok(spec)
