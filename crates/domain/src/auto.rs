@@ -142,12 +142,17 @@ impl RunSpec {
             choices.push(AutoChoice { option: "batch", value: self.batch.to_string(), reason });
         }
         if self.auto.learning_rate {
-            self.learning_rate = paper.learning_rate;
-            choices.push(AutoChoice {
-                option: "lr",
-                value: self.learning_rate.to_string(),
-                reason: "as in the paper".to_owned(),
-            });
+            let ratio = f64::from(self.batch) / f64::from(paper.batch);
+            // Four digits are enough to be repeated by hand.
+            self.learning_rate = (paper.learning_rate * ratio.sqrt() * 1e4).round() / 1e4;
+            let reason = match self.batch == paper.batch {
+                true => "as in the paper".to_owned(),
+                false => format!(
+                    "the paper's {} for batches of {}, times the square root of the ratio of the batches",
+                    paper.learning_rate, paper.batch
+                ),
+            };
+            choices.push(AutoChoice { option: "lr", value: self.learning_rate.to_string(), reason });
         }
         Ok((k, choices))
     }
