@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Neither features nor whitened rows are held whole: blocks of them pass by. What stays in memory is one covariance matrix, a
-//! block, and labels.
+//! block, and labels. Fewer images than values of a feature are held whole, in the place of the covariance.
 #![deny(unsafe_code)]
 
 pub mod device;
@@ -16,6 +16,7 @@ pub mod kmeans;
 pub mod nearest;
 pub mod pic;
 pub mod points;
+mod principal;
 pub mod search;
 pub mod whitening;
 

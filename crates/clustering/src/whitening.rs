@@ -1,15 +1,13 @@
 //! PCA, whitening (eigenvalue power −½) and L2 normalisation (recipe, step 2).
 
-use crate::eigen::leading;
-use crate::features::BLOCK_ROWS;
 use crate::points::PointsWriter;
+use crate::principal::{centre, principal_directions};
 use crate::{ClusteringError, Features, Points, Progress};
 use deepcluster_domain::Seeds;
 use deepcluster_volume::publish::Digest;
 use deepcluster_volume::tensors::{self, F32Tensor};
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,21 +34,18 @@ impl Whitening {
         if features.n_kept() < 2 {
             return Err(ClusteringError::Unusable(format!("{} images are too few for a PCA", features.n_kept())));
         }
-        let par = Par::rayon(0);
         let mean = mean(features, progress)?;
-        let covariance = covariance(features, &mean, par, progress)?;
         // N rows span at most N − 1 directions around their mean.
         let wanted = pca.min(features.width()).min(features.n_kept() - 1);
-        let leading =
-            leading(covariance.as_ref(), wanted, seeds, par, &mut |columns| progress("eigenvectors", columns as u64, 0))?;
-        let dims = leading.values.len();
+        let directions = principal_directions(features, &mean, wanted, seeds, progress)?;
+        let dims = directions.variances.len();
         if dims == 0 {
             return Err(ClusteringError::Unusable("all images have the same features: there is nothing to cluster".to_owned()));
         }
         let mut projection = vec![0.0; dims * features.width()];
-        for (row, (out, value)) in projection.chunks_exact_mut(features.width()).zip(&leading.values).enumerate() {
+        for (row, (out, variance)) in projection.chunks_exact_mut(features.width()).zip(&directions.variances).enumerate() {
             for (at, out) in out.iter_mut().enumerate() {
-                *out = (leading.vectors[(at, row)] / value.sqrt()) as f32;
+                *out = (directions.vectors[(at, row)] / variance.sqrt()) as f32;
             }
         }
         Ok(Self { mean: mean.iter().map(|value| *value as f32).collect(), projection, dims })
@@ -150,55 +145,6 @@ fn mean(features: &Features, progress: &mut Progress<'_>) -> Result<Vec<f64>, Cl
     })?;
     let n = features.n_kept() as f64;
     Ok(sum.into_iter().map(|sum| sum / n).collect())
-}
-
-/// Products of a block are summed in f32, blocks in f64.
-fn covariance(features: &Features, mean: &[f64], par: Par, progress: &mut Progress<'_>) -> Result<Mat<f64>, ClusteringError> {
-    let d = features.width();
-    let mean: Vec<f32> = mean.iter().map(|value| *value as f32).collect();
-    let mut total = Mat::<f64>::zeros(d, d);
-    let mut product = Mat::<f32>::zeros(d, d);
-    let mut centred = Vec::with_capacity(BLOCK_ROWS * d);
-    let mut done = 0;
-    features.for_each_block(|block| {
-        centre(block.values, &mean, &mut centred);
-        let x = MatRef::from_row_major_slice(&centred, block.rows.len(), d);
-        triangular::matmul(
-            product.as_mut(),
-            BlockStructure::TriangularLower,
-            Accum::Replace,
-            x.transpose(),
-            BlockStructure::Rectangular,
-            x,
-            BlockStructure::Rectangular,
-            1.0_f32,
-            par,
-        );
-        for column in 0..d {
-            let (mut total, product) = (total.as_mut().col_mut(column), product.col(column));
-            for row in column..d {
-                total[row] += f64::from(product[row]);
-            }
-        }
-        done += block.rows.len() as u64;
-        progress("covariance", done, features.n_kept() as u64)
-    })?;
-    let n = features.n_kept() as f64;
-    for column in 0..d {
-        for row in column..d {
-            let value = total[(row, column)] / n;
-            total[(row, column)] = value;
-            total[(column, row)] = value;
-        }
-    }
-    Ok(total)
-}
-
-fn centre(values: &[f32], mean: &[f32], out: &mut Vec<f32>) {
-    out.clear();
-    for row in values.chunks_exact(mean.len()) {
-        out.extend(row.iter().zip(mean).map(|(value, mean)| value - mean));
-    }
 }
 
 pub(crate) fn normalise(row: &mut [f32]) {
