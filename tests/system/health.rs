@@ -45,14 +45,14 @@ fn a_first_epoch_far_above_guessing_is_a_warning() {
 #[test]
 fn a_loss_that_does_not_move_is_a_warning() {
     let volume = tempfile::tempdir().unwrap();
-    let (events, code) = train(volume.path(), "--lr 1e-9");
+    let (events, code) = train(volume.path(), "--lr 1e-9 --pca 256");
     assert_eq!(code, Some(0));
     let found = warnings(&events);
     let stuck = found.iter().find(|warning| warning["kind"] == "stuck-loss").unwrap();
     assert_eq!(stuck["epoch"], 1);
     assert!(stuck["message"].as_str().unwrap().contains("ln 8 = 2.079"), "{stuck}");
     assert_eq!(found.iter().filter(|warning| warning["kind"] == "many-dimensions").count(), 2, "of each epoch: {found:?}");
-    // The recipe's 256 dimensions are too many for 200 pictures.
+    // The paper's 256 dimensions are too many for 200 pictures.
     let page = volume.path().join("report.html");
     deepcluster(["report", text(&volume.path().join("runs/run-0001")), "--to", text(&page)]).good();
     let page = std::fs::read_to_string(&page).unwrap();
