@@ -34,7 +34,7 @@ pub(crate) struct Times {
     nmi: f64,
     loss: f64,
     pub(crate) extract: f64,
-    cluster: f64,
+    pub(crate) cluster: f64,
     pub(crate) train: f64,
     /// Extraction of the first epoch, which decodes.
     first_extract: Option<f64>,
@@ -59,6 +59,14 @@ impl Times {
         self.first_extract.unwrap_or(self.extract)
     }
 
+    /// The shorter of each phase; scores and losses stay.
+    pub(crate) fn least(mut self, other: &Self) -> Self {
+        self.extract = self.extract.min(other.extract);
+        self.cluster = self.cluster.min(other.cluster);
+        self.train = self.train.min(other.train);
+        self
+    }
+
     /// Of all phases and epochs.
     pub(crate) fn total(&self) -> f64 {
         self.extract + self.cluster + self.train
@@ -72,7 +80,7 @@ pub(crate) fn against_ceiling(photos: &Path, shown: usize, scratch: &Path, rows:
     for precision in ["f32", "auto"] {
         let ceiling = |part: &str| Ok::<_, String>(CEILING_BATCH / parts::seconds("ceiling", &format!("{part}/{precision}"))?);
         let flags = ["--image-size=224", "--k=20", "--epochs=2", "--batch=64", &format!("--precision={precision}")];
-        let (times, ..) = train(&images, &scratch.join(format!("volume-{precision}")), &flags)?;
+        let (times, ..) = train(&images, &scratch.join(format!("volume-{precision}")), &flags, &[])?;
         let first = times.first();
         for (name, seconds, part, goal) in [
             ("extraction in the first epoch", first, "forward", 0.90),
@@ -99,7 +107,7 @@ pub(crate) fn whole_epochs(
     let epochs = format!("--epochs={epochs}");
     let ours = |precision: &str| {
         let flags = ["--image-size=64", "--k=100", &epochs, "--batch=64", &format!("--precision={precision}")];
-        train(cifar, &scratch.join(format!("volume-cifar-{precision}")), &flags)
+        train(cifar, &scratch.join(format!("volume-cifar-{precision}")), &flags, &[])
     };
     let (f32, wall, peaks) = ours("f32")?;
     let (auto, ..) = ours("auto")?;
@@ -136,12 +144,18 @@ pub(crate) fn whole_epochs(
     Ok(())
 }
 
-/// A whole run: what the phases of its epochs took, all of it from the first phase to the last epoch, and its memory.
-pub(crate) fn train(images: &Path, volume: &Path, flags: &[&str]) -> Result<(Times, f64, Peaks), String> {
+/// A whole run under environment variables of its own: what the phases of its epochs took, all of it from the first phase to the
+/// last epoch, and its memory.
+pub(crate) fn train(
+    images: &Path,
+    volume: &Path,
+    flags: &[&str],
+    variables: &[(&str, &str)],
+) -> Result<(Times, f64, Peaks), String> {
     eprintln!("bench: deepcluster train {} {}", images.display(), flags.join(" "));
     let program = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("deepcluster");
     let mut command = Command::new(program);
-    command.arg("train").arg(images).arg("--out").arg(volume).args(flags).stdout(Stdio::null());
+    command.arg("train").arg(images).arg("--out").arg(volume).args(flags).envs(variables.iter().copied()).stdout(Stdio::null());
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let peaks = memory::watch(&mut child, volume)?;
     let path = volume.join("runs/run-0001/events.jsonl");

@@ -76,7 +76,7 @@ fn one(
     let device_flag = format!("--device={device}");
     let ours = [&common[..], &["--image-size=224", "--precision=bf16", &device_flag]].concat();
     let volume = scratch.join("volume-gpu");
-    let trained = train(&shown.images, &volume, &ours);
+    let trained = train(&shown.images, &volume, &ours, &[]);
     std::fs::remove_dir_all(&volume).map_err(|error| format!("{}: {error}", volume.display()))?;
     let (times, ..) = trained?;
     let name = |what: &str| format!("{what}, {architecture}, bf16, batches of {batch}: images a second");

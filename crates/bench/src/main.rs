@@ -12,6 +12,7 @@ mod gpu;
 mod memory;
 mod parts;
 mod peer;
+mod sharing;
 mod table;
 
 use clap::{Parser, ValueEnum};
@@ -37,7 +38,7 @@ struct Cli {
         value_enum,
         value_delimiter = ',',
         value_name = "WHAT",
-        default_value = "views,clustering,network,epoch"
+        default_value = "views,clustering,network,epoch,sharing"
     )]
     only: Vec<What>,
     /// Photographs that the network is shown, by repeating those that there are: a shard, so that what comes with each shard
@@ -53,6 +54,9 @@ struct Cli {
     /// Epochs of the small pictures
     #[arg(long, default_value_t = 2, value_name = "N")]
     epochs: usize,
+    /// Only keep so many threads busy until standard input ends: a neighbour of the runs of `sharing`
+    #[arg(long, hide = true, value_name = "N")]
+    busy_threads: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -65,12 +69,18 @@ enum What {
     Network,
     /// A whole epoch of small pictures
     Epoch,
+    /// Runs beside other processes on the same cores, and several extractors on one host
+    Sharing,
     /// Three networks with large batches on a GPU, from photographs and from the cache; needs no compiler
     Gpu,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(n) = cli.busy_threads {
+        sharing::keep_busy(n);
+        return ExitCode::SUCCESS;
+    }
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
@@ -119,6 +129,9 @@ fn run(cli: &Cli) -> Result<(), String> {
         }
         None if wanted(What::Epoch) => left_out("epoch", "no --cifar"),
         _ => {}
+    }
+    if wanted(What::Sharing) {
+        sharing::rows(scratch.path(), &mut rows)?;
     }
     table::print(&rows);
     Ok(())

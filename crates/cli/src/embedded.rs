@@ -9,6 +9,7 @@
 
 use crate::failure::Failure;
 use deepcluster_domain::space::{CacheLimit, human};
+use deepcluster_service::threads::environment;
 use deepcluster_volume::{publish, space};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -309,15 +310,13 @@ impl Service {
         let log = OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.map_err(|error| Failure::usage(format!("{}: {error}", self.log.display())))?;
         let socket = OwnedFd::from(self.listener.try_clone().map_err(failed)?);
-        let threads = self.threads.to_string();
         let child = Command::new(&self.program)
             .args(&self.arguments)
             .args(std::mem::take(&mut self.at_first))
             .env_clear()
             .envs(inherited())
-            // faiss and OpenBLAS read their thread counts from here.
-            .env("OMP_NUM_THREADS", &threads)
-            .env("OPENBLAS_NUM_THREADS", &threads)
+            // A service would set these itself, and be loaded twice for it.
+            .envs(environment(self.threads))
             .stdin(Stdio::from(socket))
             .stdout(Stdio::null())
             .stderr(log)

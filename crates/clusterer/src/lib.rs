@@ -33,7 +33,7 @@ pub struct Clusterer {
 impl Clusterer {
     /// A clusterer on this volume.
     pub fn new(config: &Config) -> Self {
-        Self { volume: Volume::new(&config.volume), threads: config.threads }
+        Self { volume: Volume::new(&config.volume), threads: config.threads.count }
     }
 }
 

@@ -64,7 +64,7 @@ impl Extractor {
     /// An extractor on this volume and these images.
     pub fn new(config: &Config) -> Self {
         let (volume, images) = (Volume::new(&config.volume), config.images.clone());
-        let place = Place { volume, images, threads: config.threads, list: Mutex::default() };
+        let place = Place { volume, images, threads: config.threads.count, list: Mutex::default() };
         Self { place: Arc::new(place), embedder: Arc::default(), limits: config.limits }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::door::Tokens;
 use crate::limits::Limits;
+use crate::threads::ThreadCount;
 use crate::tls::{ServerFiles, ServerTls};
 use crate::tokens::TokenFile;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -20,7 +21,7 @@ pub struct Options {
     /// Folder below which all images lie
     #[arg(long, env = "DC_IMAGES", value_name = "DIR", default_value = "/")]
     pub images: String,
-    /// CPU threads to compute with; 0 for all cores
+    /// CPU threads to compute with; 0 for as many as affinity and CPU quota allow
     #[arg(long, env = "DC_THREADS", value_name = "N", default_value = "0")]
     pub threads: String,
     /// What to log: error, warn, info, debug, or filters like deepcluster_trainer=debug
@@ -64,8 +65,8 @@ pub struct Config {
     pub volume: PathBuf,
     /// Folder below which all images lie.
     pub images: PathBuf,
-    /// CPU threads to compute with, at least 1.
-    pub threads: usize,
+    /// CPU threads to compute with.
+    pub threads: ThreadCount,
     /// Log filter.
     pub log: String,
     /// Log format.
@@ -141,12 +142,11 @@ impl Options {
         if !mistakes.is_empty() {
             return Err(ConfigError(mistakes));
         }
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Config {
             listen,
             volume: volume.into(),
             images,
-            threads: if threads == 0 { cores() } else { threads },
+            threads: ThreadCount::new(threads),
             log: self.log.clone(),
             log_json: self.log_format == "json",
             metrics,
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_reported_at_once() {
         let config = options().check("127.0.0.1:7071").unwrap();
-        assert_eq!(config.threads, 2);
+        assert_eq!(config.threads.count, 2);
         assert_eq!(config.listen, Listen::Address("127.0.0.1:7071".parse().unwrap()));
         let broken = Options {
             listen: Some("nowhere".to_owned()),

@@ -17,6 +17,7 @@ pub mod requests;
 pub mod serve;
 mod streams;
 pub mod telemetry;
+pub mod threads;
 pub mod tls;
 pub mod tokens;
 

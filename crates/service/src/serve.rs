@@ -2,7 +2,7 @@
 
 use crate::door::Door;
 use crate::tls::ServerTls;
-use crate::{Config, metrics, telemetry};
+use crate::{Config, metrics, telemetry, threads};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -78,6 +78,8 @@ pub fn run<S: Service>(config: &Config, service: S) -> Result<(), ServeError> {
     runtime.block_on(async {
         let name = service.names().first().copied().unwrap_or("deepcluster");
         let _telemetry = telemetry::init(config, name).map_err(ServeError::Setup)?;
+        let threads = &config.threads;
+        info!(count = threads.count, reason = threads.reason, waiting = threads::waiting(), "threads");
         if let Some(address) = config.metrics {
             metrics::serve(address).map_err(ServeError::Setup)?;
         }

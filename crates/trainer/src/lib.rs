@@ -61,7 +61,7 @@ pub struct Trainer {
 impl Trainer {
     /// A trainer on this volume and these images.
     pub fn new(config: &Config) -> Self {
-        let place = Place { volume: Volume::new(&config.volume), images: config.images.clone(), threads: config.threads };
+        let place = Place { volume: Volume::new(&config.volume), images: config.images.clone(), threads: config.threads.count };
         Self { place: Arc::new(place) }
     }
 }

@@ -3,6 +3,7 @@
 
 use clap::Parser;
 use deepcluster_service::probe::probe;
+use deepcluster_service::threads::apply_environment;
 use deepcluster_service::{Options, ServeError, run};
 use std::process::ExitCode;
 
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
     };
     if config.probe {
         return probe(&config);
+    }
+    if let Err(error) = apply_environment(config.threads.count) {
+        eprintln!("deepcluster-trainer: threads wait as the libraries' defaults have it: {error}");
     }
     match run(&config, deepcluster_trainer::Trainer::new(&config)) {
         Ok(()) => ExitCode::SUCCESS,
