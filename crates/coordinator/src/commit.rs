@@ -2,10 +2,9 @@
 
 use crate::epoch::{EpochRunner, failed};
 use crate::run::Run;
-use deepcluster_domain::geometry::embedding_width;
-use deepcluster_domain::health::{self, Figures};
-use deepcluster_domain::{Clustering, EpochId, scores};
+use deepcluster_domain::{EpochId, health, scores};
 use deepcluster_images::folder_classes;
+use deepcluster_report::view::RunView;
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::records::{EpochFiles, EpochManifest, EpochScores, RunState, VERSION, publish_record, read_record};
 use deepcluster_volume::{FileRecord, Volume, VolumeError, image_list, npy, publish};
@@ -38,6 +37,7 @@ impl EpochRunner<'_> {
             nmi_last: last.map(|last| scores::nmi(&last, &labels)),
             nmi_classes: classes.as_ref().map(|classes| scores::nmi(classes, &labels)),
             ami_classes: classes.as_ref().map(|classes| scores::ami(classes, &labels)),
+            nmi_chance: classes.as_ref().map(|classes| scores::nmi_chance(classes, &labels)),
             extract_s: pending.extract_s,
             cluster_s: clustering.seconds,
             train_s: training.seconds,
@@ -81,7 +81,8 @@ pub(crate) async fn after_commit(
     image_list::publish_labels(&run.folder.labels_csv(), &images, &labels, &distances)?;
     let body = serde_json::to_value(scores).map_err(|error| VolumeError::corrupt(&folder.epoch_json(), error))?;
     run.event_of_epoch(epoch, "epoch", Severity::Info, body)?;
-    warn_of(run, epoch, scores)?;
+    let view = RunView::read(&run.folder)?;
+    warn_of(run, epoch, &view)?;
     tell(run, scores);
     beside.await;
     info!(run_id = %run.id, epoch = epoch.0, loss = scores.loss, "epoch committed");
@@ -90,11 +91,7 @@ pub(crate) async fn after_commit(
     publish::remove(&folder.pending_json())?;
     // What a killed worker had begun to write.
     publish::sweep(folder.path())?;
-    // The last epoch's clusters belong to the network of the epoch before it, so two epochs stay in any case.
-    let n_kept = run.spec.keep_epochs.max(2);
-    for old in run.folder.epoch_ids()?.into_iter().filter(|old| epoch.0.saturating_sub(old.0) >= n_kept) {
-        publish::remove(run.folder.epoch(old).path())?;
-    }
+    remove_old_epochs(run, epoch, &view)?;
     // What a crash left of epochs that were being removed.
     publish::sweep(&run.folder.epochs())?;
     // Counted last: until then, a coordinator that starts again repeats all of the above.
@@ -116,23 +113,31 @@ fn tell(run: &Run, scores: &EpochScores) {
     }
 }
 
-/// Says what should worry about an epoch.
-fn warn_of(run: &Run, epoch: EpochId, scores: &EpochScores) -> Result<(), VolumeError> {
-    let last = epoch.previous().map(|last| read_record::<EpochManifest>(&run.folder.epoch(last).epoch_json())).transpose()?;
-    let figures = Figures {
-        clustering: run.spec.clustering,
-        images: scores.images,
-        dims: run.spec.pca.min(embedding_width(run.spec.architecture)),
-        loss: scores.loss,
-        last_loss: last.map(|last| last.scores.loss),
-        // Power iteration clustering has no other number of clusters than what came out.
-        k: if run.spec.clustering == Clustering::Pic { scores.nonempty as u32 } else { run.record().resolved.k },
-        largest_share: scores.largest_share,
-        effective_clusters: scores.effective_clusters.unwrap_or(f64::INFINITY),
-    };
-    for warning in health::warnings(&figures) {
+/// Says what should worry about the last epoch of a run; what cannot change within the run, once.
+fn warn_of(run: &Run, epoch: EpochId, view: &RunView) -> Result<(), VolumeError> {
+    for warning in view.assess() {
+        let is_known = view.warnings.iter().any(|known| known.kind == warning.kind && known.epoch < epoch.0);
+        if is_known && health::CONSTANT_KINDS.contains(&warning.kind) {
+            continue;
+        }
         let body = json!({"epoch": epoch.0, "kind": warning.kind, "message": warning.message, "remedy": warning.remedy});
         run.event_of_epoch(epoch, "warning", Severity::Warning, body)?;
+    }
+    Ok(())
+}
+
+/// Removes epochs that are neither among the last ones that stay nor the best one or that before it, whose network made its
+/// clusters.
+fn remove_old_epochs(run: &Run, epoch: EpochId, view: &RunView) -> Result<(), VolumeError> {
+    // The last epoch's clusters belong to the network of the epoch before it, so two epochs stay in any case.
+    let n_kept = run.spec.keep_epochs.max(2);
+    let best = view.best().filter(|_| run.spec.keep_best).map(|(best, _)| best);
+    for old in run.folder.epoch_ids()? {
+        let is_new = epoch.0.saturating_sub(old.0) < n_kept;
+        let is_best = best.is_some_and(|best| old.0 == best || old.0 + 1 == best);
+        if !is_new && !is_best {
+            publish::remove(run.folder.epoch(old).path())?;
+        }
     }
     Ok(())
 }

@@ -52,15 +52,18 @@ pub struct Figures {
 /// Something that should worry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Warning {
-    /// "stuck-loss", "rising-loss", "high-loss", "collapse", "many-clusters" or "many-dimensions".
+    /// "stuck-loss", "rising-loss", "high-loss", "collapse", "many-clusters", "many-dimensions", or one of `trend`.
     pub kind: &'static str,
     /// What is the matter, with the figures.
     pub message: String,
     /// What to do about it.
-    pub remedy: &'static str,
+    pub remedy: String,
 }
 
-/// Everything that should worry about an epoch.
+/// Kinds of warnings whose cause cannot change within a run: they are said once.
+pub const CONSTANT_KINDS: [&str; 2] = ["many-clusters", "many-dimensions"];
+
+/// Everything that should worry about an epoch by itself.
 pub fn warnings(figures: &Figures) -> Vec<Warning> {
     let mut warnings: Vec<Warning> = loss_warning(figures).into_iter().collect();
     if figures.largest_share > LARGEST_SHARE {
@@ -68,8 +71,8 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
             kind: "collapse",
             message: format!("{:.1} % of the images are in one cluster", figures.largest_share * 100.0),
             remedy: match figures.clustering {
-                Clustering::KMeans => "look for near-duplicates among the images, lower --lr, or raise --k",
-                Clustering::Pic => "look for near-duplicates among the images, or lower --lr",
+                Clustering::KMeans => "look for near-duplicates among the images, lower --lr, or raise --k".to_owned(),
+                Clustering::Pic => "look for near-duplicates among the images, or lower --lr".to_owned(),
             },
         });
     }
@@ -79,8 +82,8 @@ pub fn warnings(figures: &Figures) -> Vec<Warning> {
             kind: "collapse",
             message: format!("the images spread over {effective:.1} effective clusters of {k}"),
             remedy: match figures.clustering {
-                Clustering::KMeans => "lower --k or --lr, or train with --feature-dtype f32 if the features are large",
-                Clustering::Pic => "lower --lr, or train with --feature-dtype f32 if the features are large",
+                Clustering::KMeans => "lower --k or --lr, or train with --feature-dtype f32 if the features are large".to_owned(),
+                Clustering::Pic => "lower --lr, or train with --feature-dtype f32 if the features are large".to_owned(),
             },
         });
     }
@@ -96,11 +99,11 @@ fn loss_warning(figures: &Figures) -> Option<Warning> {
     let guessing = format!("guessing among {k} clusters has ln {k} = {guess:.3}");
     if let Some(last) = last_loss.filter(|last| loss > RISING * last && loss > RISING * guess) {
         let message = format!("the loss has risen from {last:.3} to {loss:.3}, and {guessing}");
-        return Some(Warning { kind: "rising-loss", message, remedy: "lower --lr" });
+        return Some(Warning { kind: "rising-loss", message, remedy: "lower --lr".to_owned() });
     }
     if loss > WORSE_THAN_GUESSING * guess && loss > guess + 1.0 {
         let message = format!("the loss is {loss:.3}, worse than guessing: {guessing}");
-        return Some(Warning { kind: "high-loss", message, remedy: "lower --lr" });
+        return Some(Warning { kind: "high-loss", message, remedy: "lower --lr".to_owned() });
     }
     // One epoch at ln k is how every run may begin; two without any fall are a standstill.
     let last = last_loss.filter(|last| last.min(loss) > GUESSING * guess && loss > GUESSING * last)?;
@@ -109,7 +112,7 @@ fn loss_warning(figures: &Figures) -> Option<Warning> {
         Clustering::KMeans => "train with a smaller --batch or a higher --lr, or with fewer clusters (--k)",
         Clustering::Pic => "train with a smaller --batch or a higher --lr",
     };
-    Some(Warning { kind: "stuck-loss", message, remedy })
+    Some(Warning { kind: "stuck-loss", message, remedy: remedy.to_owned() })
 }
 
 /// What should worry about how many images there are.
@@ -121,8 +124,8 @@ fn disproportions(figures: &Figures) -> Vec<Warning> {
             kind: "many-clusters",
             message: format!("there are {k} clusters of {images} images, which leaves fewer than two images to a cluster"),
             remedy: match clustering {
-                Clustering::KMeans => "lower --k, or train on more images",
-                Clustering::Pic => "lower --pca, or train on more images",
+                Clustering::KMeans => "lower --k, or train on more images".to_owned(),
+                Clustering::Pic => "lower --pca, or train on more images".to_owned(),
             },
         });
     }
@@ -132,7 +135,7 @@ fn disproportions(figures: &Figures) -> Vec<Warning> {
             message: format!(
                 "whitening to {dims} dimensions makes {images} images nearly equally far from each other, whatever they show"
             ),
-            remedy: "lower --pca well below the number of images",
+            remedy: "lower --pca well below the number of images".to_owned(),
         });
     }
     warnings

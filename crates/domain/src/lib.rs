@@ -21,6 +21,7 @@ pub mod seeds;
 pub mod space;
 pub mod spec;
 pub mod tags;
+pub mod trend;
 
 pub use auto::{Auto, AutoChoice, AutoOptions};
 pub use choices::{Architecture, Clustering, DeviceChoice, FeatureDtype, Precision};

@@ -56,6 +56,18 @@ pub fn ami(a: &[i32], b: &[i32]) -> f64 {
     (table.mutual_information() - expected) / denominator
 }
 
+/// The NMI that random labellings with the group sizes of these have on average: the level of chance, above which an NMI means
+/// something. It rises with the number of groups and falls with that of points.
+///
+/// Points with a negative label in either are left out.
+pub fn nmi_chance(a: &[i32], b: &[i32]) -> f64 {
+    let table = Contingency::new(a, b);
+    if table.is_trivial() {
+        return 1.0;
+    }
+    table.expected_mutual_information() / table.mean_entropy()
+}
+
 /// How often each pair of labels occurs together. Sorted, so that sums are added in the same order every time.
 pub(crate) struct Contingency {
     pub(crate) total: f64,
@@ -153,6 +165,31 @@ mod tests {
         let (a, b) = parity_labels();
         assert!((nmi(&a, &b) - 0.828_759_921_026_513_2).abs() < 1e-9);
         assert!((ami(&a, &b) - 0.826_176_548_327_650_2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn chance_is_what_shuffled_labels_score_on_average() {
+        // 5,000 images in 100 clusters and 10 classes: 0.028.
+        let clusters: Vec<i32> = (0..5000).map(|i| i % 100).collect();
+        let classes: Vec<i32> = (0..5000).map(|i| i / 500).collect();
+        let chance = nmi_chance(&clusters, &classes);
+        assert!((chance - 0.028).abs() < 0.002, "{chance}");
+        let mut state = 1_u64;
+        let mut random = || {
+            // Knuth's generator; its upper bits are the random ones.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 33
+        };
+        let mut sum = 0.0;
+        for _ in 0..20 {
+            let mut keyed: Vec<(u64, i32)> = clusters.iter().map(|cluster| (random(), *cluster)).collect();
+            keyed.sort_unstable();
+            let shuffled: Vec<i32> = keyed.into_iter().map(|(_, cluster)| cluster).collect();
+            sum += nmi(&shuffled, &classes);
+        }
+        assert!((sum / 20.0 - chance).abs() < 0.002, "{} against {chance}", sum / 20.0);
+        assert_eq!(nmi_chance(&[0, 0], &[1, 1]), 1.0);
+        assert_eq!(nmi_chance(&[0, 0], &[0, 1]), 0.0);
     }
 
     #[test]

@@ -54,8 +54,8 @@ impl SpaceNeeded {
             points: if n_images > POINTS_IN_MEMORY { 4 * n * dims } else { 0 },
             epoch: checkpoint + clustering,
             saved: checkpoint,
-            // The new epoch is committed before the oldest one goes.
-            n_epochs: u64::from(spec.epochs).min(u64::from(spec.keep_epochs.max(2)) + 1),
+            // The new epoch is committed before the oldest one goes; the best one stays with the one before it.
+            n_epochs: u64::from(spec.epochs).min(u64::from(spec.keep_epochs.max(2)) + 1 + if spec.keep_best { 2 } else { 0 }),
         }
     }
 
@@ -129,7 +129,7 @@ mod tests {
         // 57 million weights and as many momentum buffers, and the top layer of 41 million: about 0.6 GB. As much again for 256
         // halves of each image.
         assert!((1.25e9..1.36e9).contains(&(needed.epoch as f64)), "{}", needed.epoch);
-        assert_eq!(needed.n_epochs, 4);
+        assert_eq!(needed.n_epochs, 6, "three, a new one, and the best with the one before it");
         assert!(needed.whole_run() > needed.one_epoch());
     }
 

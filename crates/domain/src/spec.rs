@@ -82,8 +82,14 @@ pub struct RunSpec {
     pub feature_dtype: FeatureDtype,
     /// The run fails when more than this share of the images cannot be read, in [0, 1].
     pub max_skipped: f64,
+    /// Whether images whose last rows are missing are left out, too.
+    pub skip_truncated: bool,
+    /// Whether hidden files and folders are taken, and those that machines make beside pictures.
+    pub include_hidden: bool,
     /// Committed epochs that stay on the volume.
     pub keep_epochs: u32,
+    /// Whether the epoch whose clusters agree best with the classes stays, too, and the one before it, whose network made them.
+    pub keep_best: bool,
     /// Images of one shard.
     pub shard_images: u32,
     /// How often training saves itself inside an epoch.
@@ -119,7 +125,10 @@ impl Default for RunSpec {
             precision: Precision::Auto,
             feature_dtype: FeatureDtype::F16,
             max_skipped: 0.1,
+            skip_truncated: false,
+            include_hidden: false,
             keep_epochs: 3,
+            keep_best: true,
             shard_images: 4096,
             checkpoint_every: SaveEvery::Seconds(300),
             cache_side: geometry::resize_side(224),

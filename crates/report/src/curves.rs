@@ -13,12 +13,25 @@ const SIZE: (u32, u32) = (640, 280);
 /// The colour that stands for that of the text around a plot, which is another one on light and on dark ground.
 const INK: RGBColor = RGBColor(1, 2, 3);
 
+/// Where the curves begin, from the left.
+const LEFT_OF_CURVES: u32 = 76;
+
+/// How far below the upper edge the legend's lines lie.
+const LEGEND_LINE: i32 = 14;
+
+/// More epochs than this have no tick each.
+const EPOCH_TICKS: usize = 10;
+
+/// What plots are drawn on.
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
 /// [`INK`] as the plots say it.
 const INK_IN_SVG: &str = "#010203";
 
-/// Two colours that are read on light and on dark ground, and told from each other by those who see no red and green.
+/// Colours that are read on light and on dark ground, and told from each other by those who see no red and green.
 const FIRST: RGBColor = RGBColor(47, 127, 193);
 const SECOND: RGBColor = RGBColor(201, 106, 18);
+const THIRD: RGBColor = RGBColor(128, 128, 128);
 
 /// A plot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,8 +117,10 @@ fn nmi_last(view: &RunView) -> Plot {
 fn nmi_classes(view: &RunView) -> Plot {
     let nmi = measured(view, "NMI", |scores| scores.nmi_classes);
     let ami = Line { colour: SECOND, marks: false, ..measured(view, "AMI, adjusted for chance", |scores| scores.ami_classes) };
+    let chance = Line { colour: THIRD, marks: false, ..measured(view, "NMI of random clusters", |scores| scores.nmi_chance) };
     let title = "NMI with the classes of the folders".to_owned();
-    Plot { id: "nmi-classes", title, includes: vec![0.0, 1.0], lines: vec![nmi, ami] }
+    let lines = [nmi, ami, chance].into_iter().filter(|line| !line.points.is_empty()).collect();
+    Plot { id: "nmi-classes", title, includes: vec![0.0, 1.0], lines }
 }
 
 impl Plot {
@@ -137,32 +152,32 @@ impl Plot {
         let alone = first == last;
         let epochs = if alone { (first - 1, first + 1) } else { (first, last) };
         let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+        let has_legend = self.lines.len() > 1;
+        if has_legend {
+            self.legend(&area)?;
+        }
         let mut chart = ChartBuilder::on(&area)
             .margin(12)
+            .margin_top(if has_legend { 2 * LEGEND_LINE } else { 12 })
             .x_label_area_size(40)
-            .y_label_area_size(64)
-            .build_cartesian_2d(epochs.0..epochs.1, values.0..values.1)?;
+            .y_label_area_size(LEFT_OF_CURVES - 12)
+            .build_cartesian_2d((epochs.0..epochs.1).with_key_points(epoch_ticks(first, last)), values.0..values.1)?;
         // Labels that differ by less than `short` tells need more digits.
         let digits = (-((values.1 - values.0) / 6.0).log10()).ceil().clamp(0.0, 6.0) as usize;
         let value_label = |value: &f64| match value.abs() < 1e4 && digits > 0 {
             true => format!("{value:.digits$}"),
             false => short(*value),
         };
-        let epoch_label = |epoch: &i64| match (first..=last).contains(epoch) {
-            true => epoch.to_string(),
-            false => String::new(),
-        };
         chart
             .configure_mesh()
             .disable_x_mesh()
-            .x_labels(8)
+            .x_labels(2 * EPOCH_TICKS)
             .y_labels(6)
             .max_light_lines(1)
             .light_line_style(TRANSPARENT)
             .bold_line_style(INK.mix(0.15))
             .axis_style(INK.mix(0.6))
             .label_style(("sans-serif", 15, &INK))
-            .x_label_formatter(&epoch_label)
             .y_label_formatter(&value_label)
             .x_desc("epoch")
             .draw()?;
@@ -170,19 +185,23 @@ impl Plot {
             let style = line.colour.filled().stroke_width(2);
             let points = line.points.iter().map(|(epoch, value)| (i64::from(*epoch), *value));
             let series = LineSeries::new(points, style).point_size(if line.marks || alone { 3 } else { 0 });
-            chart
-                .draw_series(series)?
-                .label(line.name.as_str())
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
-        }
-        if self.lines.len() > 1 {
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
-                .label_font(("sans-serif", 15, &INK))
-                .draw()?;
+            chart.draw_series(series)?;
         }
         area.present()
+    }
+
+    /// What each line is, above the curves, where none of them passes.
+    fn legend(&self, area: &Area) -> Result<(), DrawingAreaErrorKind<io::Error>> {
+        let font = ("sans-serif", 15, &INK).into_text_style(area);
+        let mut left = LEFT_OF_CURVES as i32;
+        for line in &self.lines {
+            let style = line.colour.filled().stroke_width(2);
+            area.draw(&PathElement::new(vec![(left, LEGEND_LINE), (left + 18, LEGEND_LINE)], style))?;
+            area.draw(&Text::new(line.name.clone(), (left + 24, LEGEND_LINE - 8), font.clone()))?;
+            let (width, _) = area.estimate_text_size(&line.name, &font)?;
+            left += width as i32 + 48;
+        }
+        Ok(())
     }
 
     /// First and last epoch, lowest and highest value that are shown; of the values never an empty range.
@@ -197,6 +216,23 @@ impl Plot {
         let bottom = if self.includes.contains(&low) { low } else { low - room };
         ((i64::from(first), i64::from(last)), (bottom, high + room))
     }
+}
+
+/// The epochs that the axis names: all of a few, and of many the first, the last, and round numbers between them.
+fn epoch_ticks(first: i64, last: i64) -> Vec<i64> {
+    let n = last - first + 1;
+    if n <= EPOCH_TICKS as i64 {
+        return (first..=last).collect();
+    }
+    // 1, 2, 5, 10, 20, 50, …
+    let mut steps = (0..).flat_map(|power| [1, 2, 5].map(|digit| digit * 10_i64.pow(power)));
+    let step = steps.find(|step| n / step < EPOCH_TICKS as i64).unwrap_or(n);
+    let mut ticks = vec![first];
+    // Two labels nearer than half a step would touch.
+    let round = (first / step + 1..=last / step).map(|n| n * step);
+    ticks.extend(round.filter(|tick| tick - first > step / 2 && last - tick > step / 2));
+    ticks.push(last);
+    ticks
 }
 
 /// A figure in few signs.
@@ -248,7 +284,7 @@ mod tests {
     #[test]
     fn one_epoch_is_enough_and_none_is_not() {
         let mut view = healthy_view();
-        view.scores = vec![EpochScores { loss: f64::NAN, nmi_classes: None, ami_classes: None, ..scores(0) }];
+        view.scores = vec![EpochScores { loss: f64::NAN, nmi_classes: None, ami_classes: None, nmi_chance: None, ..scores(0) }];
         let drawn = curves(&view);
         let ids: Vec<_> = drawn.iter().map(|curve| curve.id).collect();
         assert_eq!(ids, ["objective", "occupancy"]);
@@ -259,6 +295,37 @@ mod tests {
         assert_eq!([labels("-1"), labels("0"), labels("1")], [0, 2, 0], "{svg}");
         view.scores.clear();
         assert!(curves(&view).is_empty());
+    }
+
+    #[test]
+    fn both_ends_of_the_axis_and_all_of_a_few_epochs_have_a_tick() {
+        assert_eq!(epoch_ticks(0, 0), [0]);
+        assert_eq!(epoch_ticks(0, 8), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(epoch_ticks(0, 99), [0, 20, 40, 60, 80, 99]);
+        assert_eq!(epoch_ticks(3, 14), [3, 6, 8, 10, 12, 14]);
+        for last in 10..2000 {
+            let ticks = epoch_ticks(0, last);
+            assert!(ticks.len() <= 11 && ticks.len() >= 4, "{last}: {ticks:?}");
+            assert!(ticks[0] == 0 && ticks[ticks.len() - 1] == last && ticks.is_sorted(), "{last}: {ticks:?}");
+        }
+    }
+
+    #[test]
+    fn the_legend_lies_above_the_curves() {
+        let plot = nmi_classes(&healthy_view());
+        let mut svg = String::new();
+        plot.draw(&mut svg).unwrap();
+        let rows_of = |sign: &str| {
+            let number =
+                |text: &str| text.split(' ').filter_map(|pair| pair.split_once(',')?.1.parse().ok()).collect::<Vec<f64>>();
+            let points = svg.match_indices(sign).map(|(at, _)| svg[at + sign.len()..].split('"').next().unwrap_or_default());
+            points.map(number).collect::<Vec<_>>()
+        };
+        let lines: Vec<Vec<f64>> = rows_of("points=\"");
+        // Three signs of the legend come first, of two points each; then the axes and the curves, of four points.
+        assert!(lines[..3].iter().flatten().all(|y| *y == f64::from(LEGEND_LINE)), "{svg}");
+        let curves: Vec<&f64> = lines[3..].iter().filter(|line| line.len() == 4).flatten().collect();
+        assert!(!curves.is_empty() && curves.into_iter().all(|y| *y > f64::from(LEGEND_LINE + 8)), "{svg}");
     }
 
     #[test]

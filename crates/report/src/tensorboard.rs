@@ -59,6 +59,7 @@ pub fn event_file(
         ("clusters/largest_share", Some(scores.largest_share)),
         ("nmi/last_epoch", scores.nmi_last),
         ("nmi/classes", scores.nmi_classes),
+        ("nmi/classes_by_chance", scores.nmi_chance),
         ("ami/classes", scores.ami_classes),
         ("seconds/extract", Some(scores.extract_s)),
         ("seconds/cluster", Some(scores.cluster_s)),

@@ -2,7 +2,7 @@
 
 use crate::view::RunView;
 use deepcluster_domain::{Clustering, EpochId, RunSpec};
-use deepcluster_images::find_images;
+use deepcluster_images::{FindOptions, find_images};
 use deepcluster_volume::events::{EventLog, Severity};
 use deepcluster_volume::publish::{create_folder, publish_bytes};
 use deepcluster_volume::records::{
@@ -37,7 +37,7 @@ pub(crate) fn made_up_run(folder: &Path) -> MadeUp {
     }
     let volume = Volume::new(folder.join("volume"));
     let run = volume.run(&"made-up".parse().unwrap());
-    let found = find_images(&images).unwrap();
+    let found = find_images(&images, FindOptions::default()).unwrap().images;
     let (csv, checksum) = image_list::to_csv(&found).unwrap();
     publish_bytes(&run.images_csv(), &csv).unwrap();
     publish_record(&run.run_json(), &record(checksum)).unwrap();
@@ -57,7 +57,7 @@ fn record(images_csv: String) -> RunRecord {
         run_id: "made-up".to_owned(),
         created: 0,
         spec: SpecRecord::from(&RunSpec { epochs: 2, ..RunSpec::default() }),
-        resolved: ResolvedRecord { k: 4, n_images: 12, n_skipped: 1, images_csv: vec![images_csv], init: None },
+        resolved: ResolvedRecord { k: 4, n_images: 12, n_skipped: 1, images_csv: vec![images_csv], ..ResolvedRecord::default() },
         state: RunState::Finished,
         message: String::new(),
         epochs_done: 2,
@@ -107,6 +107,7 @@ pub(crate) fn scores(epoch: u32) -> EpochScores {
         nmi_last: (epoch > 0).then(|| 0.4 + 0.1 * f64::from(epoch)),
         nmi_classes: Some(0.3 + 0.05 * f64::from(epoch)),
         ami_classes: Some(0.2),
+        nmi_chance: Some(0.03),
         extract_s: 1.0,
         cluster_s: 2.0,
         train_s: 3.0,

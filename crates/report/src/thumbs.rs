@@ -42,7 +42,7 @@ impl Thumbnailer {
     ) -> Result<RgbImage, Unreadable> {
         let path = resolve_below(root, path).map_err(|error| Unreadable(error.to_string()))?;
         decode::read(&path, expected, &mut self.content)?;
-        let image = self.transformer.working(decode::decode(&self.content)?, side)?;
+        let image = self.transformer.working(decode::decode(&self.content)?.image, side)?;
         let short = image.width().min(image.height());
         let (left, top) = ((image.width() - short) / 2, (image.height() - short) / 2);
         let square = imageops::crop_imm(&image, left, top, short, short).to_image();

@@ -3,7 +3,7 @@
 use crate::html::{counted, grouped, percent, sentence};
 use crate::view::{Notice, RunView};
 use deepcluster_domain::Clustering;
-use deepcluster_domain::health::{self, Figures};
+use deepcluster_domain::health;
 use deepcluster_volume::records::EpochScores;
 
 /// An NMI with the epoch before above this is hardly any change.
@@ -73,20 +73,10 @@ fn worries(view: &RunView) -> Vec<Worry> {
         }
     }
     let Some(last) = view.scores.last() else { return worries };
-    let figures = Figures {
-        clustering: view.clustering,
-        images: last.images,
-        dims: view.dims,
-        loss: last.loss,
-        last_loss: view.scores.iter().rev().nth(1).map(|before| before.loss),
-        k: view.k,
-        largest_share: last.largest_share,
-        effective_clusters: last.effective_clusters.unwrap_or(f64::INFINITY),
-    };
-    let told: Vec<String> = worries.iter().map(|worry| worry.kind.clone()).collect();
-    for warning in health::warnings(&figures).into_iter().filter(|warning| !told.iter().any(|kind| kind == warning.kind)) {
+    let known: Vec<String> = worries.iter().map(|worry| worry.kind.clone()).collect();
+    for warning in view.assess().into_iter().filter(|warning| !known.iter().any(|kind| kind == warning.kind)) {
         let message = sentence(&format!("in epoch {}, {}", last.epoch, warning.message));
-        worries.push(Worry { kind: warning.kind.to_owned(), message, remedy: sentence(warning.remedy) });
+        worries.push(Worry { kind: warning.kind.to_owned(), message, remedy: sentence(&warning.remedy) });
     }
     worries
 }
@@ -97,7 +87,10 @@ fn current_warnings(view: &RunView) -> Vec<&Notice> {
 }
 
 fn earlier_warnings(view: &RunView) -> Option<String> {
-    let n = view.warnings.len() - current_warnings(view).len();
+    let last = view.scores.last().map_or(0, |last| last.epoch);
+    // What cannot change within a run is said of the last epoch, too.
+    let passed = |warning: &&Notice| warning.epoch < last && !health::CONSTANT_KINDS.contains(&warning.kind.as_str());
+    let n = view.warnings.iter().filter(passed).count();
     (n > 0).then(|| format!("{} in earlier epochs.", counted(n, "warning", "warnings")))
 }
 
@@ -202,9 +195,11 @@ fn moving(view: &RunView) -> Option<String> {
 fn classes(view: &RunView) -> Option<String> {
     let EpochScores { nmi_classes: Some(nmi), ami_classes: Some(ami), .. } = view.scores.last()? else { return None };
     let first = view.scores.first()?.nmi_classes?;
+    let (best_epoch, best) = view.best()?;
+    let chance = view.scores.last()?.nmi_chance.map(|chance| format!("; random clusters have {chance:.3}")).unwrap_or_default();
     Some(format!(
-        "The NMI of the clusters with the folders' classes is {nmi:.3} ({first:.3} in the first epoch; adjusted for chance, AMI \
-         {ami:.3}); training never sees the classes."
+        "The NMI of the clusters with the folders' classes is {nmi:.3} ({first:.3} in the first epoch, at best {best:.3} in epoch \
+         {best_epoch}{chance}; adjusted for chance, AMI {ami:.3}); training never sees the classes."
     ))
 }
 
@@ -357,6 +352,23 @@ mod tests {
         let found = verdict(&paused);
         assert!(found.healthy && found.headline.starts_with("Paused after 0 of 4 epochs"), "{found:?}");
         assert!(found.actions[0].contains("deepcluster unpause made-up"), "{found:?}");
+    }
+
+    #[test]
+    fn a_run_whose_clusters_were_better_before_is_not_healthy() {
+        let mut view = healthy_view();
+        for (scores, nmi) in view.scores.iter_mut().zip([0.035, 0.162, 0.110, 0.052]) {
+            scores.nmi_classes = Some(nmi);
+        }
+        let found = verdict(&view);
+        assert!(!found.healthy, "{found:?}");
+        assert_eq!(
+            found.headline,
+            "Not healthy: in epoch 3, the NMI with the classes is 0.052, and was 0.162 in epoch 1; random clusters have 0.030."
+        );
+        assert!(found.actions[0].contains("export RUN --epoch 1 "), "{found:?}");
+        assert!(found.reasons.iter().any(|reason| reason.contains("the loss falls (3.500 to 2.500")), "{found:?}");
+        assert!(found.reasons.iter().any(|reason| reason.contains("at best 0.162 in epoch 1")), "{found:?}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The figures of a run, from its record and its events.
 
 use deepcluster_domain::geometry::embedding_width;
+use deepcluster_domain::health::{self, Figures, Warning};
+use deepcluster_domain::trend::{EpochPoint, best_epoch, trend_warnings};
 use deepcluster_domain::{Architecture, Clustering};
 use deepcluster_volume::events::{Event, EventLog};
 use deepcluster_volume::records::{EpochScores, RunRecord, read_record};
@@ -108,6 +110,41 @@ impl RunView {
             warnings,
             faults,
         }
+    }
+
+    /// Everything that should worry about the last epoch, by itself and after those before it.
+    pub fn assess(&self) -> Vec<Warning> {
+        let Some(last) = self.scores.last() else { return Vec::new() };
+        let figures = Figures {
+            clustering: self.clustering,
+            images: last.images,
+            dims: self.dims,
+            loss: last.loss,
+            last_loss: self.scores.iter().rev().nth(1).map(|before| before.loss),
+            k: self.k_of(last),
+            largest_share: last.largest_share,
+            effective_clusters: last.effective_clusters.unwrap_or(f64::INFINITY),
+        };
+        let mut warnings = health::warnings(&figures);
+        warnings.extend(trend_warnings(self.clustering, &self.points()));
+        warnings
+    }
+
+    /// The epoch whose clusters agree best with the classes, and its NMI with them; none where no classes are known.
+    pub fn best(&self) -> Option<(u32, f64)> {
+        best_epoch(&self.points())
+    }
+
+    fn points(&self) -> Vec<EpochPoint> {
+        let point = |scores: &EpochScores| EpochPoint {
+            epoch: scores.epoch,
+            loss: scores.loss,
+            objective: scores.kmeans_objective,
+            nmi_last: scores.nmi_last,
+            nmi_classes: scores.nmi_classes,
+            nmi_chance: scores.nmi_chance,
+        };
+        self.scores.iter().map(point).collect()
     }
 
     /// Number of clusters of an epoch: that which was asked for, or which power iteration clustering found in it.
