@@ -1,12 +1,12 @@
 # The few commands that people and CI need. Everything builds with one profile (release).
-.PHONY: setup setup-tests build demo test chaos chaos-programs test-compose test-scaling test-memory test-crops bench
+.PHONY: setup setup-tests build demo test test-formats chaos chaos-programs test-compose test-scaling test-memory test-crops bench
 
 DEEPCLUSTER = target/release/deepcluster
 
 setup:
 	deploy/setup.sh
 
-# What the tests need beside: a browser.
+# What the tests need beside: a browser, and programs that write odd JPEGs and TIFFs.
 setup-tests:
 	deploy/setup.sh --tests
 
@@ -59,6 +59,10 @@ test-scaling: build
 # 200,000 x 4096 features through whitening and k-means in 1 GB, or ROWS in K; minutes, so not part of `test`.
 test-memory: setup
 	cargo test --release --workspace --test parity memory_stays_bounded -- --ignored --nocapture
+
+# Some 3,500 small pictures in every encoding at hand against Pillow, pixel by pixel; part of `test`, and here with its table.
+test-formats: setup-tests .python/installed
+	PYTHONPATH=$(CURDIR)/.python cargo test --release --workspace --test system every_encoding -- --nocapture
 
 # Centre crops of four photographs against Pillow's: make test-crops PHOTOS=DIR (tests/parity/cases.json names them).
 test-crops: setup

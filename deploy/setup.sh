@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Installs what the build needs and is not there yet: Debian packages (cmake, OpenBLAS) and libtorch from PyPI.
+# Installs what the build needs and is not there yet: Debian packages (cmake, nasm, OpenBLAS) and libtorch from PyPI.
 # Safe to run again: what is there stays as it is. The Dockerfile runs the same script.
 #
 #   deploy/setup.sh [--libtorch DIR] [--no-debian] [--tests]
 #
 #   --libtorch DIR   where libtorch goes (default: .libtorch beside Cargo.toml)
 #   --no-debian      leave the Debian packages to somebody else
-#   --tests          also what tests alone need: a browser to look at pages with
+#   --tests          also what tests alone need: a browser to look at pages with, and programs that write odd JPEGs and TIFFs
 set -euo pipefail
 
 TORCH=2.11.0 # the release that tch 0.24 binds
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 libtorch=$here/.libtorch
 debian=yes
-packages=(cmake libopenblas-dev g++ make)
+packages=(cmake libopenblas-dev g++ make nasm)
 while [ $# -gt 0 ]; do
   case $1 in
     --libtorch) libtorch=$2; shift 2 ;;
     --no-debian) debian=no; shift ;;
-    --tests) packages+=(chromium chromium-driver); shift ;;
+    --tests) packages+=(chromium chromium-driver libjpeg-turbo-progs libtiff-tools); shift ;;
     *) echo "setup: unknown option $1" >&2; exit 2 ;;
   esac
 done

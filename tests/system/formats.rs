@@ -6,6 +6,7 @@ use deepcluster_images::View;
 use deepcluster_images::decode::decode;
 use deepcluster_images::transform::{Pixels, Transformer};
 use deepcluster_volume::image_list;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +18,7 @@ const SIDE: u32 = 224;
 /// Centre crop of an image file, and Pillow's bytes stored beside it.
 fn compare(image: &Path, expected: &Path) -> (f64, f64) {
     let mut found = vec![0; (SIDE * SIDE * 3) as usize];
-    let decoded = decode(&fs::read(image).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
+    let decoded = decode(&fs::read(image).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", image.display())).image;
     let mut transformer = Transformer::default();
     let working = transformer.working(decoded, resize_side(SIDE)).unwrap();
     transformer.view(Pixels::of(&working), View::Center, SIDE, &mut found).unwrap();
@@ -63,6 +64,61 @@ fn crops_of_photographs() {
     }
 }
 
+/// What became of the files of an ending.
+#[derive(Debug, Default)]
+struct Sweep {
+    exact: usize,
+    /// Off by at most two levels anywhere, as another rounding of colours makes.
+    close: usize,
+    refused: BTreeMap<String, Vec<String>>,
+    wrong: Vec<String>,
+}
+
+impl Sweep {
+    fn look_at(&mut self, path: &Path) {
+        let name = path.file_name().unwrap().display().to_string();
+        let npy = fs::read(path.with_file_name(format!("{name}.npy"))).unwrap();
+        let image = match decode(&fs::read(path).unwrap()) {
+            Ok(decoded) if decoded.remark.is_some() => return self.wrong.push(format!("{name}: {:?}", decoded.remark)),
+            Ok(decoded) => decoded.image,
+            Err(why) => return self.refused.entry(why.to_string()).or_default().push(name),
+        };
+        let Some(start) = npy.len().checked_sub(image.as_raw().len()) else {
+            return self.wrong.push(format!("{name}: {:?}", image.dimensions()));
+        };
+        match image.as_raw().iter().zip(&npy[start..]).map(|(a, b)| a.abs_diff(*b)).max() {
+            Some(0) => self.exact += 1,
+            Some(1 | 2) => self.close += 1,
+            most => self.wrong.push(format!("{name}: off by {most:?}")),
+        }
+    }
+}
+
+/// No decoder is to be wrong without a word: a file is read as Pillow reads it, or refused with a sentence of ours.
+#[test]
+fn every_encoding_is_read_as_pillow_reads_it_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let written: usize = python("sweep_formats.py", [folder.path()]).trim().parse().unwrap();
+    assert!(written > 3000, "{written} files");
+    let mut sweeps: BTreeMap<String, Sweep> = BTreeMap::new();
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let ending = path.extension().unwrap().to_str().unwrap().to_owned();
+        if ending != "npy" {
+            sweeps.entry(ending).or_default().look_at(&path);
+        }
+    }
+    for (ending, Sweep { exact, close, refused, wrong }) in &sweeps {
+        println!("{ending}: {exact} exact, {close} close, {} wrong", wrong.len());
+        for (why, names) in refused {
+            println!("  {} refused: {why}, as {}", names.len(), names[0]);
+        }
+        assert!(wrong.is_empty(), "{wrong:?}");
+        assert!(ending == "tif" || refused.is_empty(), "{refused:?}");
+        assert!(refused.keys().all(|why| why.starts_with("it is a TIFF ")), "{refused:?}");
+    }
+}
+
 /// A folder as people have them: nested, linked, oddly named, with broken files among the good ones.
 #[test]
 fn a_messy_folder_is_trained_on_and_the_broken_files_are_named() {
@@ -95,4 +151,77 @@ fn a_messy_folder_is_trained_on_and_the_broken_files_are_named() {
     let lines: Vec<&[u8]> = labels.split(|byte| *byte == b'\n').collect();
     assert!(lines.contains(&b"empty.jpg,-1,".as_slice()));
     assert!(labels.windows(11).any(|window| window == b"not utf-8 \xff"));
+}
+
+/// A run on the odd files and on enough good ones.
+fn train_on_odd_files(more: &[&str]) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    python("make_odd.py", [&images]);
+    for (n, picture) in fs::read_dir(pictures().join("stripes")).unwrap().enumerate() {
+        fs::copy(picture.unwrap().path(), images.join(format!("stripes-{n}.png"))).unwrap();
+    }
+    let volume = images.join("volume");
+    let arguments = ["train", text(&images), "--out", text(&volume), "--image-size", "64", "--k", "3", "--epochs", "1"];
+    let output = deepcluster(arguments.into_iter().chain(["--batch", "8", "--max-skipped", "0.5"]).chain(more.iter().copied()));
+    (folder, output.good())
+}
+
+fn statuses(folder: &Path) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(folder.join("images/volume/runs/run-0001/images.csv")).unwrap();
+    let mut statuses = BTreeMap::new();
+    for line in text.lines().skip(1) {
+        let mut columns = line.splitn(6, ',');
+        let (path, status) = (columns.nth(1).unwrap().to_owned(), columns.last().unwrap().trim_matches('"').to_owned());
+        statuses.insert(path, status);
+    }
+    statuses
+}
+
+#[test]
+fn odd_files_are_read_remarked_on_refused_or_passed_over_each_with_a_word() {
+    let (folder, output) = train_on_odd_files(&[]);
+    let found = statuses(folder.path());
+    for name in ["good.jpg", "no-end.jpg", "motion.jpg", "second-cut.jpg", "behind.jpg", "floats.tif", "big.tif"] {
+        assert_eq!(found[name], "ok", "{name}");
+    }
+    for (name, word) in [
+        ("rows-missing.jpg", "truncated: the last "),
+        ("twelve-bits.png", "dark: its samples of 16 bits do not exceed 4095"),
+        ("cut.jpg", "the file is cut off: only "),
+        ("pointer.jpg", "git lfs pull"),
+        ("page.jpg", "HTML page"),
+        ("photo.jpg", "heif-convert"),
+        ("drawing.png", "rsvg-convert"),
+        ("paper.png", "pdftoppm"),
+    ] {
+        assert!(found[name].contains(word), "{name}: {}", found[name]);
+    }
+    assert!(found.keys().all(|name| !name.contains('/')), "thumbnails, trash and the volume: {found:?}");
+    for word in [
+        "2 .heic, 1 .txt",
+        ".heic by heif-convert",
+        "2 folders of thumbnails",
+        "the volume itself",
+        "6 images cannot be read in all",
+        "2 are read with a remark, as 'rows-missing.jpg': truncated",
+    ] {
+        assert!(output.contains(word), "'{word}' is missing in: {output}");
+    }
+    let run: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.path().join("images/volume/runs/run-0001/run.json")).unwrap()).unwrap();
+    assert_eq!((&run["resolved"]["n_skipped"], &run["resolved"]["n_remarks"]), (&6.into(), &2.into()));
+    let labels = fs::read_to_string(folder.path().join("images/volume/runs/run-0001/labels.csv")).unwrap();
+    assert!(labels.lines().any(|line| line.starts_with("rows-missing.jpg,") && !line.contains(",-1,")), "{labels}");
+}
+
+#[test]
+fn truncated_images_and_hidden_folders_are_the_users_choice() {
+    let (folder, _) = train_on_odd_files(&["--truncated", "skip", "--include-hidden"]);
+    let found = statuses(folder.path());
+    assert!(found["rows-missing.jpg"].starts_with("the file is cut off: the last "), "{}", found["rows-missing.jpg"]);
+    for name in ["@eaDir/good.jpg/thumb.jpg", "__MACOSX/._good.jpg", ".Trash-1000/good.jpg"] {
+        assert_eq!(found[name], "ok", "{name}");
+    }
+    assert!(found.keys().all(|name| !name.starts_with("volume/")), "{found:?}");
 }

@@ -243,7 +243,7 @@ async fn images_that_cannot_be_read_get_a_reason_and_the_others_their_answers() 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_answered_is_refused_with_a_sentence() {
     let stack = Stack::start();
-    let run = finished(&stack, RunSpec { keep_epochs: 2, ..spec(4) }).await;
+    let run = finished(&stack, RunSpec { keep_epochs: 2, no_keep_best: true, ..spec(4) }).await;
     let picture = labels(stack.volume.path(), &run).remove(0).0;
     let mut inference = client(&stack.coordinator);
     let image = || vec![by_path(&picture)];

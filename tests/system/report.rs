@@ -2,7 +2,7 @@
 
 use crate::support::{deepcluster, finished_run, pictures, program, python, text};
 use deepcluster_domain::EpochId;
-use deepcluster_images::find_images;
+use deepcluster_images::{FindOptions, find_images};
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::publish::{create_folder, publish_bytes};
 use deepcluster_volume::records::{EpochManifest, RunRecord, publish_record, read_record};
@@ -118,7 +118,7 @@ fn kill_while_it_writes(run: &Path, flags: &str) {
 
 /// Copies the pictures, and changes the last byte of the first, whose path is returned.
 fn all_but_one_the_same(folder: &Path) -> PathBuf {
-    let images = find_images(pictures()).unwrap();
+    let images = find_images(pictures(), FindOptions::default()).unwrap().images;
     for (at, image) in images.iter().enumerate() {
         let mut content = fs::read(pictures().join(image.as_path())).unwrap();
         if at == 0 {
@@ -177,7 +177,7 @@ fn large_run(folder: &Path) -> (PathBuf, PathBuf) {
     for class in 0..100 {
         create_folder(&images.join(format!("{class:02}"))).unwrap();
     }
-    let originals = find_images(pictures()).unwrap();
+    let originals = find_images(pictures(), FindOptions::default()).unwrap().images;
     let linked = |n: usize| {
         let original = &originals[n % originals.len()];
         let path = format!("{:02}/{n:05}.png", n % 100);

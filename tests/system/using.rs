@@ -72,7 +72,7 @@ async fn extracted(volume: &TempDir, epoch: u32) -> Vec<f32> {
 /// The view of an image that is clustered: RGB from 0 to 255, `[3, SIDE, SIDE]`.
 fn pixels(image: &Path) -> Vec<f32> {
     let mut transformer = Transformer::default();
-    let working = transformer.working(decode(&fs::read(image).unwrap()).unwrap(), resize_side(SIDE)).unwrap();
+    let working = transformer.working(decode(&fs::read(image).unwrap()).unwrap().image, resize_side(SIDE)).unwrap();
     let mut bytes = vec![0; (SIDE * SIDE * 3) as usize];
     transformer.view(Pixels::of(&working), View::Center, SIDE, &mut bytes).unwrap();
     let channel = |channel: usize| bytes.iter().skip(channel).step_by(3).map(|byte| f32::from(*byte));

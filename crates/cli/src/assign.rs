@@ -8,7 +8,7 @@ use crate::embedded::ServicesArgs;
 use crate::failure::Failure;
 use crate::local::{last_epoch, print_header, print_rows};
 use crate::train::with_services;
-use deepcluster_images::find_images;
+use deepcluster_images::{FindOptions, find_images};
 use deepcluster_proto::v1::Assignment;
 use deepcluster_proto::v1::assignment::Outcome;
 use deepcluster_volume::RunFolder;
@@ -76,7 +76,7 @@ fn find(path: &Path) -> Result<Vec<Image>, Failure> {
     if !real.is_dir() {
         return Ok(vec![Image { shown: path.to_owned(), below_root: below_root(&real), named: true }]);
     }
-    let found = find_images(&real).map_err(|error| Failure::usage(error.to_string()))?;
+    let found = find_images(&real, FindOptions::default()).map_err(|error| Failure::usage(error.to_string()))?.images;
     let image = |entry: &ImageEntry| Image {
         shown: path.join(entry.as_path()),
         below_root: below_root(&real.join(entry.as_path())),
@@ -137,7 +137,7 @@ fn print_some(images: Vec<Image>, assignments: Vec<Assignment>, as_json: bool) -
             unreadable = Some((image.shown.clone(), reason.clone()));
         }
         let path = image.shown.as_os_str().as_bytes().to_vec();
-        entries.push(ImageEntry { path, bytes: 0, width: 0, height: 0, skipped });
+        entries.push(ImageEntry { path, bytes: 0, width: 0, height: 0, skipped, remark: None });
         labels.push(label);
         distances.push(distance);
     }

@@ -11,7 +11,7 @@ use crate::train::{images_below_root, while_alive};
 use calibration::Site;
 use deepcluster_domain::space::human;
 use deepcluster_domain::{AutoChoice, RunSpec};
-use deepcluster_images::find_images;
+use deepcluster_images::{FindOptions, Found, find_images};
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::{Volume, space};
 pub use forecast::Cost;
@@ -57,7 +57,10 @@ impl PlanArgs {
         };
         let mut spec = spec(images_below_root(&folder)?);
         spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
-        let images = find_images(&folder).map_err(|error| Failure::usage(error.to_string()))?;
+        let options = FindOptions { include_hidden: spec.include_hidden, volume: Some(&self.out) };
+        let found = find_images(&folder, options).map_err(|error| Failure::usage(error.to_string()))?;
+        let Found { images, passed_over } = found;
+        let passed_over = passed_over.sentence().unwrap_or_default();
         let readable = images.iter().filter(|image| image.skipped.is_none()).count() as u64;
         let n = self.simulate.unwrap_or(readable);
         let (k, choices) = spec.resolve(n as usize).map_err(|error| Failure::usage(error.to_string()))?;
@@ -68,10 +71,15 @@ impl PlanArgs {
         let measured = measure(&scratch.path().join("volume"), task, &images, services).await?;
         let forecast = Forecast::of(task, &measured);
         if json {
-            return say(to_json(task, &choices, &forecast));
+            let mut line = to_json(task, &choices, &forecast);
+            line["passed_over"] = json!(passed_over);
+            return say(line);
         }
         if self.images.is_none() {
             say(format!("measured on {DRAWN} drawn pictures; name a folder to measure photographs"))?;
+        }
+        if !passed_over.is_empty() {
+            say(&passed_over)?;
         }
         for AutoChoice { option, value, reason } in &choices {
             say(format!("--{option} {value} (auto): {reason}"))?;

@@ -39,6 +39,8 @@ fn creation_lines(event: &Value) -> String {
         false => format!("k = {}", event["k"]),
     };
     let mut lines = vec![format!("{} images, {} unreadable; {clusters}", event["images"], event["skipped"])];
+    let said = [text(event, "passed_over"), text(event, "init_note")];
+    lines.extend(said.into_iter().filter(|sentence| !sentence.is_empty()).map(str::to_owned));
     for choice in event["auto"].as_array().into_iter().flatten() {
         lines.push(format!("--{} {} (auto): {}", text(choice, "option"), text(choice, "value"), text(choice, "reason")));
     }
@@ -86,8 +88,7 @@ impl Show {
             "images" if value.get("unread_in_training").is_some() => {
                 format!("{} images could not be read in training, as {}", value["unread_in_training"], text(&value, "example"))
             }
-            "images" if value["skipped_in_all"] == 0 => "all images can be read now".to_owned(),
-            "images" => format!("{} images cannot be read; images.csv says why", value["skipped_in_all"]),
+            "images" => images_line(&value),
             "fault" => format!("{}: {}; trying again", text(&value, "worker"), text(&value, "message")),
             _ => return Ok(()),
         };
@@ -146,17 +147,33 @@ impl Drop for Show {
     }
 }
 
+/// What became known of images when they were read.
+fn images_line(value: &Value) -> String {
+    let mut parts = Vec::new();
+    if let Some(n) = value["skipped_in_all"].as_u64().filter(|n| *n > 0) {
+        parts.push(format!("{n} images cannot be read in all, as {}", text(value, "example")));
+    }
+    if let Some(n) = value["remarks_in_all"].as_u64().filter(|n| *n > 0) {
+        parts.push(format!("{n} are read with a remark, as {}", text(value, "remark_example")));
+    }
+    match parts.is_empty() {
+        true => "all images can be read now".to_owned(),
+        false => format!("{}; images.csv has them all", parts.join("; ")),
+    }
+}
+
 fn epoch_line(value: &Value) -> String {
     let score = |name: &str| value[name].as_f64().map_or("-".to_owned(), |score| format!("{score:.3}"));
     let seconds = |name: &str| value[name].as_f64().map_or("-".to_owned(), |seconds| format!("{seconds:.1} s"));
     format!(
-        "epoch {:>3}  loss {}  clusters {} (largest {:.1} %)  NMI last {} classes {}  extract {} cluster {} train {}",
+        "epoch {:>3}  loss {}  clusters {} (largest {:.1} %)  NMI last {} classes {} (chance {})  extract {} cluster {} train {}",
         value["epoch"],
         score("loss"),
         value["nonempty"],
         value["largest_share"].as_f64().unwrap_or_default() * 100.0,
         score("nmi_last"),
         score("nmi_classes"),
+        score("nmi_chance"),
         seconds("extract_s"),
         seconds("cluster_s"),
         seconds("train_s"),

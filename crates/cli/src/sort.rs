@@ -249,7 +249,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     fn image(path: &[u8]) -> ImageEntry {
-        ImageEntry { path: path.to_vec(), bytes: path.len() as u64, width: 1, height: 1, skipped: None }
+        ImageEntry { path: path.to_vec(), bytes: path.len() as u64, width: 1, height: 1, skipped: None, remark: None }
     }
 
     #[test]

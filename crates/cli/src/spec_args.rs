@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::train::below_root;
+use clap::{ArgAction, ValueEnum};
 use deepcluster_domain::geometry::resize_side;
 use deepcluster_domain::{
     Architecture, Auto, AutoOptions, Clustering, DeviceChoice, FeatureDtype, Precision, RunSpec, SaveEvery,
@@ -55,9 +56,19 @@ pub struct SpecArgs {
     /// Share of the images that may be unreadable, 0 to 1
     #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
     max_skipped: f64,
+    /// What becomes of JPEGs whose last rows are missing: read (where at least half of the rows are there) or skip
+    #[arg(long, value_enum, default_value_t = Truncated::Read, value_name = "WHAT")]
+    truncated: Truncated,
+    /// Take hidden files and folders, too, and those that machines make beside pictures, as @eaDir
+    #[arg(long)]
+    include_hidden: bool,
     /// Committed epochs that stay on the volume; two stay in any case
     #[arg(long, default_value_t = 3, value_name = "N")]
     keep_epochs: u32,
+    /// Keep the epoch whose clusters agree best with the classes of the folders, too, and the one before it
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL")]
+    keep_best: bool,
     /// Images that an extractor takes at a time
     #[arg(long, default_value_t = 4096, value_name = "N")]
     shard_images: u32,
@@ -74,9 +85,18 @@ pub struct SpecArgs {
     /// Keep the top layer's rows of clusters that were there in the epoch before, instead of drawing them anew
     #[arg(long)]
     match_labels: bool,
-    /// A .safetensors file of weights to start from, under the official or torchvision's names
+    /// A file of weights to start from, of safetensors or torch.save, under the official or torchvision's names with any prefix
     #[arg(long, value_name = "WEIGHTS")]
     init: Option<String>,
+}
+
+/// What becomes of images whose last rows are missing.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Truncated {
+    /// They take part; the missing rows are grey.
+    Read,
+    /// They take no part.
+    Skip,
 }
 
 impl SpecArgs {
@@ -100,7 +120,10 @@ impl SpecArgs {
             precision: self.precision,
             feature_dtype: self.feature_dtype,
             max_skipped: self.max_skipped,
+            skip_truncated: self.truncated == Truncated::Skip,
+            include_hidden: self.include_hidden,
             keep_epochs: self.keep_epochs,
+            keep_best: self.keep_best,
             shard_images: self.shard_images,
             checkpoint_every: self.checkpoint_every,
             cache_side: self.cache_side.unwrap_or_else(|| resize_side(self.image_size)),

@@ -58,7 +58,7 @@ impl Runs {
         }
         self.check_queue(&self.lock())?;
         let init = Init::find(&self.images, &new.spec)?;
-        let (images, mut resolved, choices) = images::list(&self.images, &mut new.spec)?;
+        let (images, mut resolved, choices) = images::list(&self.images, &self.workshop.volume, &mut new.spec)?;
         self.check_room(&new.spec, &resolved)?;
         let failed = |error: VolumeError| volume_status(&error);
         let _one_at_a_time = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,6 +77,7 @@ impl Runs {
         let (csv, checksum) = image_list::to_csv(&images).map_err(|error| failed(VolumeError::io(&list)(error)))?;
         publish::publish_bytes(&list, &csv).map_err(failed)?;
         resolved.images_csv.push(checksum);
+        resolved.init_note = init.as_ref().map(|init| init.note.clone()).unwrap_or_default();
         let init = init.map(|init| init.publish(volume, &volume.run(&id))).transpose();
         resolved.init = init.map_err(|error| {
             let _ = publish::remove(volume.run(&id).path());

@@ -18,7 +18,9 @@ use deepcluster_service::requests::{file_to_wire, volume_status};
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::publish::TEMPORARY;
-use deepcluster_volume::records::{DigestsRecord, EpochManifest, EpochScores, PendingEpoch, publish_record, read_record};
+use deepcluster_volume::records::{
+    DigestsRecord, EpochManifest, EpochScores, PendingEpoch, ResolvedRecord, publish_record, read_record,
+};
 use deepcluster_volume::{EpochFolder, FileRecord, Volume, VolumeError, publish};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -207,13 +209,24 @@ impl EpochRunner<'_> {
                 image.skipped = Some(reason.clone());
             }
         }
-        let n_skipped = images::n_skipped(&self.images);
+        for (index, remark) in pending.shards.values().flat_map(|shard| &shard.remarks) {
+            if let Some(image) = self.images.get_mut(*index as usize) {
+                images::note_remark(self.spec, image, remark);
+            }
+        }
+        let (n_skipped, n_remarks) = (images::n_skipped(&self.images), images::n_remarks(&self.images));
         // Not those new in the list: a crash may have come between the list and what run.json says of it.
-        let n_new = n_skipped.saturating_sub(self.run.record().resolved.n_skipped);
-        if n_new > 0 {
-            let checksum = self.run.publish_images(&self.images, |known| known.n_skipped = n_skipped).map_err(failed)?;
+        let known = self.run.record().resolved;
+        let (n_new, n_new_remarks) = (n_skipped.saturating_sub(known.n_skipped), n_remarks.saturating_sub(known.n_remarks));
+        if n_new > 0 || n_new_remarks > 0 {
+            let change = |known: &mut ResolvedRecord| (known.n_skipped, known.n_remarks) = (n_skipped, n_remarks);
+            let checksum = self.run.publish_images(&self.images, change).map_err(failed)?;
             let example = images::first_example(&self.images).unwrap_or_default();
-            let body = json!({"epoch": self.epoch.0, "skipped": n_new, "skipped_in_all": n_skipped, "example": example, "images_csv": checksum});
+            let body = json!({
+                "epoch": self.epoch.0, "skipped": n_new, "skipped_in_all": n_skipped, "example": example,
+                "remarks": n_new_remarks, "remarks_in_all": n_remarks,
+                "remark_example": images::first_remark(&self.images).unwrap_or_default(), "images_csv": checksum,
+            });
             self.run.event("images", Severity::Warning, body).map_err(failed)?;
         }
         images::check_skipped(self.spec, &self.images).map_err(Status::invalid_argument)

@@ -4,12 +4,12 @@ use crate::run::Run;
 use deepcluster_domain::{AutoChoice, RunSpec};
 use deepcluster_images::decode::{self, Expected, REPLACED, UNKNOWN};
 use deepcluster_images::find::describe;
-use deepcluster_images::find_images;
+use deepcluster_images::{Decoded, FindOptions, Found, find_images};
 use deepcluster_service::requests::{images_folder, volume_status};
 use deepcluster_volume::events::Severity;
-use deepcluster_volume::image_list::ImageEntry;
+use deepcluster_volume::image_list::{ImageEntry, TRUNCATED};
 use deepcluster_volume::records::{ResolvedRecord, RunState};
-use deepcluster_volume::{VolumeError, publish};
+use deepcluster_volume::{Volume, VolumeError, publish};
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,10 +19,20 @@ use tonic::Status;
 ///
 /// # Errors
 /// INVALID_ARGUMENT when the folder or k do not do, or too many images are unreadable.
-pub(crate) fn list(root: &Path, spec: &mut RunSpec) -> Result<(Vec<ImageEntry>, ResolvedRecord, Vec<AutoChoice>), Status> {
-    let images = find_images(&images_folder(root, &spec.images)?).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let (resolved, choices) = resolve(spec, &images)?;
+pub(crate) fn list(
+    root: &Path,
+    volume: &Volume,
+    spec: &mut RunSpec,
+) -> Result<(Vec<ImageEntry>, ResolvedRecord, Vec<AutoChoice>), Status> {
+    let Found { images, passed_over } = find(&images_folder(root, &spec.images)?, volume, spec)?;
+    let (mut resolved, choices) = resolve(spec, &images)?;
+    resolved.passed_over = passed_over.sentence().unwrap_or_default();
     Ok((images, resolved, choices))
+}
+
+fn find(folder: &Path, volume: &Volume, spec: &RunSpec) -> Result<Found, Status> {
+    let options = FindOptions { include_hidden: spec.include_hidden, volume: Some(volume.root()) };
+    find_images(folder, options).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn resolve(spec: &mut RunSpec, images: &[ImageEntry]) -> Result<(ResolvedRecord, Vec<AutoChoice>), Status> {
@@ -30,7 +40,7 @@ fn resolve(spec: &mut RunSpec, images: &[ImageEntry]) -> Result<(ResolvedRecord,
     let n_skipped = n_skipped(images);
     let resolved = spec.resolve(images.len() - n_skipped);
     let (k, choices) = resolved.map_err(|error| Status::invalid_argument(error.to_string()))?;
-    Ok((ResolvedRecord { k, n_images: images.len(), n_skipped, images_csv: Vec::new(), init: None }, choices))
+    Ok((ResolvedRecord { k, n_images: images.len(), n_skipped, ..ResolvedRecord::default() }, choices))
 }
 
 /// Looks again at the images of a run that is to go on, since what kept them from being read may be over: a share that was
@@ -39,13 +49,13 @@ fn resolve(spec: &mut RunSpec, images: &[ImageEntry]) -> Result<(ResolvedRecord,
 ///
 /// # Errors
 /// As [`list`]; when the volume cannot be written.
-pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
+pub(crate) fn look_again(root: &Path, volume: &Volume, run: &Run) -> Result<(), Status> {
     let failed = |error: VolumeError| volume_status(&error);
     let record = run.record();
     let before = run.images().map_err(failed)?;
     let folder = images_folder(root, &run.spec.images)?;
     let anew = record.epochs_done == 0 && record.state == RunState::Failed;
-    let mut images = if anew { list_all(&folder, &before)? } else { before.clone() };
+    let mut images = if anew { list_all(&folder, volume, &run.spec, &before)? } else { before.clone() };
     let mut content = Vec::new();
     for image in images.iter_mut() {
         let Some(why) = &image.skipped else { continue };
@@ -57,13 +67,17 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
         let expected = Expected { bytes: image.bytes, digest: UNKNOWN };
         let path = folder.join(image.as_path());
         let read = decode::read(&path, Some(expected), &mut content).and_then(|_| decode::decode(&content));
-        image.skipped = read.err().map(|why| why.to_string());
+        match read {
+            Ok(Decoded { remark: Some(remark), .. }) => note_remark(&run.spec, image, &remark),
+            Ok(_) => image.skipped = None,
+            Err(why) => image.skipped = Some(why.to_string()),
+        }
     }
     let resolved = match anew {
         // The options that were chosen stay: only k follows the new list.
         true => ResolvedRecord { init: record.resolved.init, ..resolve(&mut run.spec.clone(), &images)?.0 },
         // The list and k stay; too few readable images are noticed where they always are.
-        false => ResolvedRecord { n_skipped: n_skipped(&images), ..record.resolved },
+        false => ResolvedRecord { n_skipped: n_skipped(&images), n_remarks: n_remarks(&images), ..record.resolved },
     };
     let statuses = |images: &[ImageEntry]| images.iter().map(|image| image.skipped.is_some()).collect::<Vec<_>>();
     let same_files = images.iter().map(|image| &image.path).eq(before.iter().map(|image| &image.path));
@@ -82,8 +96,8 @@ pub(crate) fn look_again(root: &Path, run: &Run) -> Result<(), Status> {
 }
 
 /// The folder as it is now; what is known to be unreadable keeps its reason, as headers alone do not tell.
-fn list_all(folder: &Path, before: &[ImageEntry]) -> Result<Vec<ImageEntry>, Status> {
-    let mut images = find_images(folder).map_err(|error| Status::invalid_argument(error.to_string()))?;
+fn list_all(folder: &Path, volume: &Volume, spec: &RunSpec, before: &[ImageEntry]) -> Result<Vec<ImageEntry>, Status> {
+    let mut images = find(folder, volume, spec)?.images;
     let known: HashMap<&[u8], &String> =
         before.iter().filter_map(|image| Some((image.path.as_slice(), image.skipped.as_ref()?))).collect();
     for image in &mut images {
@@ -122,6 +136,27 @@ pub(crate) fn first_example(images: &[ImageEntry]) -> Option<String> {
 /// An image and what is wrong with it.
 pub(crate) fn example(image: &ImageEntry, why: &str) -> String {
     format!("'{}': {why}", image.as_path().display())
+}
+
+/// Notes what was noticed when an image was read; with it, the spec may leave it out.
+pub(crate) fn note_remark(spec: &RunSpec, image: &mut ImageEntry, remark: &str) {
+    if spec.skip_truncated && remark.starts_with(TRUNCATED) {
+        // Without the word that images.csv has for those that take part.
+        image.skipped = Some(format!("the file is cut off: {}", remark.trim_start_matches(TRUNCATED)));
+        image.remark = None;
+    } else {
+        image.skipped = None;
+        image.remark = Some(remark.to_owned());
+    }
+}
+
+/// The first image of which something is to be said, and what.
+pub(crate) fn first_remark(images: &[ImageEntry]) -> Option<String> {
+    images.iter().find_map(|image| Some(example(image, image.remark.as_ref()?)))
+}
+
+pub(crate) fn n_remarks(images: &[ImageEntry]) -> usize {
+    images.iter().filter(|image| image.remark.is_some()).count()
 }
 
 pub(crate) fn n_skipped(images: &[ImageEntry]) -> usize {

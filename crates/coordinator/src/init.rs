@@ -1,9 +1,11 @@
 //! Weights that a run starts from: a file of somebody else, taken over into the run under the names that checkpoints have.
 
+use deepcluster_domain::plan::WeightSpec;
 use deepcluster_domain::{Plan, RunSpec};
 use deepcluster_proto::FieldError;
 use deepcluster_volume::layout::resolve_below;
-use deepcluster_volume::tensors::{self, Described, ElementKind, TensorsFile};
+use deepcluster_volume::tensors::{self, Described, ElementKind};
+use deepcluster_volume::weights_file::WeightsFile;
 use deepcluster_volume::{FileRecord, RunFolder, Volume, VolumeError};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,11 +13,16 @@ use std::path::Path;
 /// What `torch.nn.DataParallel` puts before or into names: the released models have it behind `features`.
 const WRAPPER: &str = "module.";
 
+/// Which of several networks in a file is meant: what others are averages of, or what their makers publish.
+const PREFERRED: [&str; 5] = ["encoder_q.", "teacher.", "online_encoder.", "backbone.", "encoder."];
+
 /// A file of weights that fits a run's network.
 pub(crate) struct Init {
-    file: TensorsFile,
+    file: WeightsFile,
     /// By the names that checkpoints have: the names that the file has, and shapes.
     tensors: BTreeMap<String, (String, Vec<usize>)>,
+    /// How the names were found, in a sentence; empty where they are as checkpoints have them.
+    pub(crate) note: String,
 }
 
 impl Init {
@@ -27,20 +34,19 @@ impl Init {
         let Some(name) = &spec.init else { return Ok(None) };
         let path = resolve_below(images_root, Path::new(name)).map_err(|error| FieldError::new("init", error))?;
         let wrong = |why: String| FieldError::new("init", format!("{}: {why}", path.display()));
-        let file = TensorsFile::open(&path).map_err(|error| FieldError::new("init", error))?;
+        let file = WeightsFile::open(&path).map_err(|error| FieldError::new("init", error))?;
         let found: BTreeMap<String, Described> =
             file.tensors().map(|tensor| (tensor.name.replace(WRAPPER, ""), tensor.clone())).collect();
+        let weights = Plan::new(spec.architecture, spec.image_size, spec.sobel).weights();
+        let prefix = common_prefix(&found, &weights);
         let (mut tensors, mut values) = (BTreeMap::new(), Vec::new());
-        for weight in Plan::new(spec.architecture, spec.image_size, spec.sobel).weights() {
+        for weight in &weights {
             let (arch, name) = (spec.architecture, &weight.name);
-            let tensor = found.get(name).ok_or_else(|| wrong(format!("has no tensor {name}, which {arch} needs")))?;
+            let full = format!("{prefix}{name}");
+            let tensor = found.get(&full).ok_or_else(|| wrong(format!("has no tensor {full}, which {arch} needs")))?;
             let shape: Vec<usize> = weight.shape.iter().map(|n| *n as usize).collect();
             if tensor.shape != shape {
-                let hint = match weight.shape.as_slice() {
-                    [_, 2, ..] if tensor.shape.get(1) == Some(&3) => "; weights of colours need --no-sobel",
-                    [_, 3, ..] if tensor.shape.get(1) == Some(&2) => "; weights of edges need the Sobel filter",
-                    _ => "",
-                };
+                let hint = shape_hint(weight, tensor);
                 return Err(wrong(format!("{name} has shape {:?}, {arch} needs {shape:?}{hint}", tensor.shape)));
             }
             if ElementKind::of(tensor).is_none() {
@@ -52,7 +58,8 @@ impl Init {
             }
             tensors.insert(name.clone(), (tensor.name.clone(), shape));
         }
-        Ok(Some(Self { file, tensors }))
+        let note = note(file.found_in(), &prefix, found.len() - tensors.len());
+        Ok(Some(Self { file, tensors, note }))
     }
 
     /// Writes the weights into the run's folder, in f32.
@@ -68,4 +75,40 @@ impl Init {
         })?;
         volume.record(&path, digest)
     }
+}
+
+/// What stands before the names of a network's tensors in a file: of several possibilities that under which most of them are,
+/// then the preferred one, then the shortest. Empty where there is none.
+fn common_prefix(found: &BTreeMap<String, Described>, weights: &[WeightSpec]) -> String {
+    let Some(first) = weights.first() else { return String::new() };
+    let candidates = found.keys().filter_map(|name| name.strip_suffix(&first.name));
+    let candidates = candidates.filter(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+    let rank = |prefix: &&str| {
+        let n_there = weights.iter().filter(|weight| found.contains_key(&format!("{prefix}{}", weight.name))).count();
+        let preference = PREFERRED.iter().rev().position(|end| prefix.ends_with(end)).map_or(0, |at| at + 1);
+        (n_there, preference, std::cmp::Reverse(prefix.len()))
+    };
+    candidates.max_by_key(rank).unwrap_or_default().to_owned()
+}
+
+fn shape_hint(weight: &WeightSpec, tensor: &Described) -> &'static str {
+    match weight.shape.as_slice() {
+        [_, 2, ..] if tensor.shape.get(1) == Some(&3) => "; weights of colours need --no-sobel",
+        [_, 3, ..] if tensor.shape.get(1) == Some(&2) => "; weights of edges need the Sobel filter",
+        _ => "",
+    }
+}
+
+fn note(found_in: &[String], prefix: &str, n_left_out: usize) -> String {
+    let mut parts = Vec::new();
+    if !found_in.is_empty() {
+        parts.push(format!("found in '{}'", found_in.join("' in '")));
+    }
+    if !prefix.is_empty() {
+        parts.push(format!("under the prefix '{prefix}'"));
+    }
+    if n_left_out > 0 {
+        parts.push(format!("{n_left_out} other tensors are left out"));
+    }
+    if parts.is_empty() { String::new() } else { format!("the first weights: {}", parts.join(", ")) }
 }

@@ -43,10 +43,11 @@ impl EpochRunner<'_> {
                 self.note_digests(shard, &record_of("digests", Some(digests))?)?;
             }
             self.keep_decoded(shard, result.cache.as_ref());
-            let skipped = result.skipped.into_iter().map(|image| (image.index, image.reason)).collect();
+            let rows = |images: Vec<v1::SkippedImage>| images.into_iter().map(|image| (image.index, image.reason)).collect();
+            let (skipped, remarks) = (rows(result.skipped), rows(result.remarks));
             under_way().remove(&shard);
             self.note(|pending| {
-                pending.shards.insert(shard.0, ShardRecord { features, skipped });
+                pending.shards.insert(shard.0, ShardRecord { features, skipped, remarks });
                 add_reads(pending, result.reads.as_ref());
                 pending.extract_s = seconds_before + start.elapsed().as_secs_f64();
             })

@@ -81,9 +81,10 @@ impl Run {
         let choices: Vec<_> = choices.iter().map(to_json).collect();
         let resolved = json!({
             "state": record.state, "auto": choices, "k": record.resolved.k, "k_given": record.spec.k,
-            "images": record.resolved.n_images, "skipped": record.resolved.n_skipped,
+            "images": record.resolved.n_images, "skipped": record.resolved.n_skipped, "passed_over": record.resolved.passed_over,
             // What run.json can be made of again.
-            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "init": record.resolved.init, "request_id": record.request_id,
+            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "init": record.resolved.init, "init_note": record.resolved.init_note,
+            "request_id": record.request_id,
             "priority": record.priority, "labels": record.labels, "note": record.note,
         });
         run.event("run", Severity::Info, resolved)?;

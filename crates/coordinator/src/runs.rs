@@ -105,7 +105,7 @@ impl Runs {
         space::set_reserve_aside(self.workshop.volume.root()).map_err(|error| volume_status(&error))?;
         match run.record().state {
             RunState::Paused | RunState::Failed => {
-                images::look_again(&self.images, run)?;
+                images::look_again(&self.images, &self.workshop.volume, run)?;
                 Ok(&[RunState::Paused, RunState::Failed])
             }
             RunState::Finished => match last_good(&self.workshop.volume, run).map_err(|error| volume_status(&error))? {

@@ -49,13 +49,14 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let mut batches = start_loading(place, request, &spec, shard, &folder, &mut reads)?;
     let shape = [shard.len(), width];
     let mut writer = ArrayWriter::create(&output, dtype.into(), &shape).map_err(|error| volume_status(&error))?;
-    let mut skipped = Vec::new();
+    let (mut skipped, mut remarks) = (Vec::new(), Vec::new());
     let mut digests = Vec::with_capacity(shard.len());
     for mut batch in Waited(&mut batches) {
         digests.extend(&batch.digests);
         reads += std::mem::take(&mut batch.reads);
         let mut features = wanted.of_views(&network, &batch.pixels).map_err(network_status)?;
         skipped.extend(unread(&batch, request.first_image));
+        remarks.extend(remarks_of(&batch, request.first_image));
         clear_unread(&mut features, width, &shard[batch.first..batch.first + batch.len], &batch);
         writer.push(&features).map_err(|error| volume_status(&error))?;
         counter!("deepcluster_images_total").increment(batch.len as u64);
@@ -71,7 +72,7 @@ pub(crate) fn extract(place: &Place, request: &ExtractRequest, context: &JobCont
     let Reads { decoded, cached, unfit } = reads;
     info!(shard = request.shard, images = shard.len(), skipped = skipped.len(), decoded, cached, "shard extracted");
     let reads = Some(requests::reads_to_wire(&place.volume, decoded, cached, &unfit));
-    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests, reads, cache })
+    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests, reads, cache, remarks })
 }
 
 /// The network that a request names, for eval mode alone.
@@ -87,6 +88,12 @@ fn network_of(place: &Place, request: &ExtractRequest, spec: &RunSpec) -> Result
 fn unread(batch: &Batch, first_image: u64) -> impl Iterator<Item = SkippedImage> {
     let skipped = batch.unreadable.iter();
     skipped.map(move |(at, why)| SkippedImage { index: first_image + *at as u64, reason: why.to_string() })
+}
+
+/// What is to be said of images of a batch that were read.
+fn remarks_of(batch: &Batch, first_image: u64) -> impl Iterator<Item = SkippedImage> {
+    let remarks = batch.remarks.iter();
+    remarks.map(move |(at, remark)| SkippedImage { index: first_image + *at as u64, reason: remark.clone() })
 }
 
 /// Rows of images that could not be read, now or when they were listed, are zero, whatever the network makes of black pixels.
@@ -139,7 +146,7 @@ fn extract_whole(
     let decoded = digests.iter().filter(|digest| **digest != UNKNOWN).count() as u64;
     let digests = publish_digests(place, request, &digests)?;
     let reads = Some(requests::reads_to_wire(&place.volume, decoded, 0, &Reads::default().unfit));
-    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests, reads, cache: None })
+    Ok(ExtractResult { features: Some(file_to_wire(&record)), skipped, digests, reads, cache: None, remarks: Vec::new() })
 }
 
 /// Starts to read the images of a shard: from the cache where they are there, which gets those that are not, if that is wished.

@@ -76,7 +76,7 @@ pub(crate) fn of_whole_image(
         let mut content = Vec::new();
         let expected = Expected { bytes: entry.bytes, digest: UNKNOWN };
         let digest = decode::read(&folder.join(entry.as_path()), Some(expected), &mut content)?;
-        let image = Transformer::default().fitted(&decode::decode(&content)?, side, network.plan.image_size)?;
+        let image = Transformer::default().fitted(&decode::decode(&content)?.image, side, network.plan.image_size)?;
         Ok((image, digest))
     };
     match image() {

@@ -34,7 +34,14 @@ mod tests {
     use super::*;
 
     fn images(paths: &[&str]) -> Vec<ImageEntry> {
-        let entry = |path: &&str| ImageEntry { path: path.as_bytes().to_vec(), bytes: 1, width: 1, height: 1, skipped: None };
+        let entry = |path: &&str| ImageEntry {
+            path: path.as_bytes().to_vec(),
+            bytes: 1,
+            width: 1,
+            height: 1,
+            skipped: None,
+            remark: None,
+        };
         paths.iter().map(entry).collect()
     }
 

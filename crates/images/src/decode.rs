@@ -1,8 +1,12 @@
 //! Any supported file to RGB bytes, or one clause that says why not.
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
+use crate::format::{HEAD_BYTES, recognise};
+use crate::{jpeg, tiff};
+use deepcluster_volume::image_list::DARK;
+use image::error::ImageError;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use std::fs;
-use std::io::{BufReader, Cursor, Read};
+use std::io::{BufReader, Cursor, ErrorKind, Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -16,7 +20,7 @@ pub const REPLACED: &str = "the file was replaced";
 const MAX_BYTES: u64 = 1 << 30;
 
 /// Largest memory that a decoder may take, in bytes: the largest image at four bytes a pixel, and room to work.
-const MAX_ALLOCATION: u64 = 1 << 30;
+pub(crate) const MAX_ALLOCATION: u64 = 1 << 30;
 
 /// How many times an image may be longer than wide; beyond that its resized form would not fit any memory.
 const MAX_ASPECT: u32 = 200;
@@ -32,6 +36,15 @@ impl Unreadable {
     }
 }
 
+/// An image, and what is to be said of how it was read.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// Its pixels.
+    pub image: RgbImage,
+    /// As "truncated: the last 12 of 64 rows are missing"; none of nearly all images.
+    pub remark: Option<String>,
+}
+
 /// Size in bytes, width and height of an image, from its header alone.
 ///
 /// # Errors
@@ -39,10 +52,24 @@ impl Unreadable {
 pub fn probe(path: &Path) -> Result<(u64, u32, u32), Unreadable> {
     let bytes = regular_file(path)?;
     let file = fs::File::open(path).map_err(Unreadable::because)?;
-    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(Unreadable::because)?;
-    let (width, height) = no_panic(|| reader.into_dimensions().map_err(Unreadable::because))?;
+    let (width, height) = no_panic(|| dimensions(BufReader::new(file)))?;
     check_size(width, height)?;
     Ok((bytes, width, height))
+}
+
+fn dimensions(mut file: BufReader<fs::File>) -> Result<(u32, u32), Unreadable> {
+    let mut head = Vec::new();
+    file.by_ref().take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(Unreadable::because)?;
+    if head.is_empty() {
+        return Err(Unreadable::because("the file is empty"));
+    }
+    let format = recognise(&head)?;
+    file.rewind().map_err(Unreadable::because)?;
+    match format {
+        ImageFormat::Jpeg => jpeg::dimensions(&mut file),
+        ImageFormat::Tiff => tiff::dimensions(file),
+        _ => ImageReader::with_format(file, format).into_dimensions().map_err(|error| unreadable(format, &error)),
+    }
 }
 
 /// What a file should be that was seen before.
@@ -88,7 +115,7 @@ pub fn read(path: &Path, expected: Option<Expected>, content: &mut Vec<u8>) -> R
 ///
 /// # Errors
 /// When it cannot be read as an image, or has too many pixels.
-pub fn decode(content: &[u8]) -> Result<RgbImage, Unreadable> {
+pub fn decode(content: &[u8]) -> Result<Decoded, Unreadable> {
     no_panic(|| decode_bytes(content))
 }
 
@@ -101,29 +128,62 @@ fn digest(content: &[u8]) -> i64 {
     }
 }
 
-fn decode_bytes(content: &[u8]) -> Result<RgbImage, Unreadable> {
-    if is_cut_jpeg(content) {
-        return Err(Unreadable::because("the file is cut off"));
+fn decode_bytes(content: &[u8]) -> Result<Decoded, Unreadable> {
+    match recognise(&content[..content.len().min(HEAD_BYTES)])? {
+        ImageFormat::Jpeg => {
+            let (width, height) = jpeg::dimensions(&mut Cursor::new(content))?;
+            check_size(width, height)?;
+            jpeg::decode(content)
+        }
+        ImageFormat::Tiff => tiff::decode(content),
+        format => decode_other(content, format),
     }
-    let mut reader = ImageReader::new(Cursor::new(content)).with_guessed_format().map_err(Unreadable::because)?;
+}
+
+fn decode_other(content: &[u8], format: ImageFormat) -> Result<Decoded, Unreadable> {
+    let mut reader = ImageReader::with_format(Cursor::new(content), format);
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_ALLOCATION);
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(Unreadable::because)?;
+    let decoder = reader.into_decoder().map_err(|error| unreadable(format, &error))?;
     let (width, height) = decoder.dimensions();
     check_size(width, height)?;
-    let image = DynamicImage::from_decoder(decoder).map_err(Unreadable::because)?;
-    Ok(image.into_rgb8())
+    let image = DynamicImage::from_decoder(decoder).map_err(|error| unreadable(format, &error))?;
+    let brightest = match &image {
+        DynamicImage::ImageLuma16(image) => image.as_raw().iter().copied().max(),
+        DynamicImage::ImageRgb16(image) => image.as_raw().iter().copied().max(),
+        _ => None,
+    };
+    Ok(Decoded { image: image.into_rgb8(), remark: brightest.and_then(dark_remark) })
 }
 
-/// A JPEG whose last scan has no end: the decoder would fill in grey for what is missing. Scans hold no markers in their data,
-/// so the last start of a scan tells, whatever thumbnails came before.
-fn is_cut_jpeg(content: &[u8]) -> bool {
-    const JPEG: [u8; 3] = [0xff, 0xd8, 0xff];
-    const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
-    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
-    let end = content.windows(2).rposition(|marker| marker == END_OF_IMAGE).unwrap_or(0);
-    content.starts_with(&JPEG) && content[end..].windows(2).any(|marker| marker == START_OF_SCAN)
+/// What is to be said of an image of 16 bits whose largest sample is this: a camera or scanner that has 12 bits and writes them
+/// as they are makes a picture that is nearly black.
+pub(crate) fn dark_remark(largest: u16) -> Option<String> {
+    const FEW: u16 = 1 << 13;
+    (largest < FEW).then(|| format!("{DARK}its samples of 16 bits do not exceed {largest}, so that it is nearly black"))
+}
+
+/// What is wrong with a file, in words of ours: a decoder's are for those who write decoders.
+fn unreadable(format: ImageFormat, error: &ImageError) -> Unreadable {
+    let name = format.extensions_str().first().copied().unwrap_or_default().to_ascii_uppercase();
+    let is_cut = |error: &(dyn std::error::Error + 'static)| {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            let io = error.downcast_ref::<std::io::Error>();
+            if io.is_some_and(|error| error.kind() == ErrorKind::UnexpectedEof) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    };
+    Unreadable(match error {
+        error if is_cut(error) => "the file is cut off".to_owned(),
+        ImageError::Unsupported(_) => format!("it is a {name} of a kind that is not read; save it as an ordinary PNG"),
+        ImageError::Limits(_) => format!("the {name} needs more memory than 1 GB"),
+        _ => format!("the {name} is damaged"),
+    })
 }
 
 /// The size of a file that can be opened without waiting for anybody: no pipe, no device, no folder.
@@ -132,7 +192,7 @@ fn regular_file(path: &Path) -> Result<u64, Unreadable> {
     if metadata.is_file() { Ok(metadata.len()) } else { Err(Unreadable::because("not a regular file")) }
 }
 
-fn check_size(width: u32, height: u32) -> Result<(), Unreadable> {
+pub(crate) fn check_size(width: u32, height: u32) -> Result<(), Unreadable> {
     if width == 0 || height == 0 {
         return Err(Unreadable::because("the image has no pixels"));
     }
@@ -154,17 +214,71 @@ fn no_panic<T>(work: impl FnOnce() -> Result<T, Unreadable>) -> Result<T, Unread
 mod tests {
     use super::*;
 
+    fn noise(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([((x * 37) ^ (y * 91)) as u8, (x * y) as u8, (x + y) as u8]))
+    }
+
+    fn written(image: &RgbImage, format: ImageFormat) -> Vec<u8> {
+        let mut content = Vec::new();
+        image.write_to(&mut Cursor::new(&mut content), format).unwrap();
+        content
+    }
+
     #[test]
-    fn a_jpeg_that_is_cut_off_is_unreadable() {
-        let mut whole = Vec::new();
-        let noise = RgbImage::from_fn(64, 64, |x, y| image::Rgb([((x * 37) ^ (y * 91)) as u8, (x * y) as u8, (x + y) as u8]));
-        noise.write_to(&mut Cursor::new(&mut whole), image::ImageFormat::Jpeg).unwrap();
-        assert_eq!(decode_bytes(&whole).unwrap().dimensions(), (64, 64));
-        for kept in [whole.len() - 2, whole.len() * 3 / 4, whole.len() / 2] {
-            assert!(decode_bytes(&whole[..kept]).is_err(), "{kept} of {} bytes", whole.len());
+    fn of_a_jpeg_that_is_cut_off_the_rows_that_are_there_are_read() {
+        let whole = written(&noise(64, 64), ImageFormat::Jpeg);
+        let expected = decode_bytes(&whole).unwrap();
+        assert_eq!((expected.image.dimensions(), &expected.remark), ((64, 64), &None));
+        let without_end = decode_bytes(&whole[..whole.len() - 2]).unwrap();
+        assert_eq!((without_end.image, without_end.remark), (expected.image.clone(), None));
+        let cut = decode_bytes(&whole[..whole.len() * 3 / 4]).unwrap();
+        let remark = cut.remark.unwrap();
+        assert!(remark.starts_with("truncated: the last ") && remark.ends_with(" of 64 rows are missing"), "{remark}");
+        assert_eq!(
+            cut.image.rows().next().unwrap().collect::<Vec<_>>(),
+            expected.image.rows().next().unwrap().collect::<Vec<_>>()
+        );
+        let why = decode_bytes(&whole[..whole.len() / 3]).unwrap_err().to_string();
+        assert!(why.starts_with("the file is cut off: only ") && why.ends_with(" of 64 rows are there"), "{why}");
+        let why = decode_bytes(&whole[..40]).unwrap_err().to_string();
+        assert_eq!(why, "the file is cut off before the picture begins");
+    }
+
+    #[test]
+    fn what_stands_behind_a_jpeg_counts_for_nothing() {
+        let picture = written(&noise(64, 48), ImageFormat::Jpeg);
+        let expected = decode_bytes(&picture).unwrap().image;
+        let cut_picture = &picture[..picture.len() / 2];
+        let video = b"\0\0\0\x18ftypmp42\xff\xda\0\x0c\x03\xff\xd9\xff\xda".as_slice();
+        for behind in [b"\0\xff\xda".as_slice(), b"trailing bytes", cut_picture, video] {
+            let content = [picture.as_slice(), behind].concat();
+            let found = decode_bytes(&content).unwrap();
+            assert_eq!((found.image, found.remark), (expected.clone(), None));
         }
-        // What some cameras write behind the image is no part of it.
-        whole.extend_from_slice(b"trailing bytes");
-        assert!(decode_bytes(&whole).is_ok());
+    }
+
+    #[test]
+    fn decoders_errors_are_told_in_our_words() {
+        for format in [ImageFormat::Png, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::WebP] {
+            let whole = written(&noise(40, 30), format);
+            assert_eq!(decode_bytes(&whole).unwrap().image.dimensions(), (40, 30), "{format:?}");
+            for kept in [whole.len() / 2, 30] {
+                let why = decode_bytes(&whole[..kept]).unwrap_err().to_string();
+                let is_clause = why.starts_with("the file is cut off") || why.ends_with(" is damaged");
+                assert!(is_clause, "{format:?}, {kept} bytes: {why}");
+            }
+        }
+        let mut wrong = written(&noise(40, 30), ImageFormat::Png);
+        wrong[60] ^= 0x55;
+        assert_eq!(decode_bytes(&wrong).unwrap_err().to_string(), "the PNG is damaged");
+    }
+
+    #[test]
+    fn pictures_of_12_bits_in_16_are_remarked_on() {
+        let image = image::ImageBuffer::from_fn(8, 8, |x, y| image::Luma([(x * 512 + y) as u16]));
+        let mut content = Vec::new();
+        DynamicImage::ImageLuma16(image).write_to(&mut Cursor::new(&mut content), ImageFormat::Png).unwrap();
+        let remark = decode_bytes(&content).unwrap().remark.unwrap();
+        assert_eq!(remark, "dark: its samples of 16 bits do not exceed 3591, so that it is nearly black");
     }
 }

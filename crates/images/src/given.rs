@@ -40,11 +40,11 @@ fn centre_view(
 ) -> Result<(), Unreadable> {
     let decoded = match image {
         Given::Content(content) if content.is_empty() => return Err(Unreadable("the file is empty".to_owned())),
-        Given::Content(content) => decode::decode(content)?,
+        Given::Content(content) => decode::decode(content)?.image,
         Given::Path(path) => {
             let mut content = Vec::new();
             decode::read(path, None, &mut content)?;
-            decode::decode(&content)?
+            decode::decode(&content)?.image
         }
     };
     let working = transformer.working(decoded, cache_side)?;

@@ -7,16 +7,22 @@
 pub mod classes;
 pub mod decode;
 pub mod find;
+mod format;
 pub mod given;
+mod jpeg;
 pub mod loader;
+pub mod passed_over;
 pub mod sampler;
 pub mod source;
+mod tiff;
+mod tiff_directory;
 pub mod transform;
 
 pub use classes::{class_names, folder_classes};
-pub use decode::{Expected, Unreadable};
-pub use find::find_images;
+pub use decode::{Decoded, Expected, Unreadable};
+pub use find::{FindOptions, Found, find_images};
 pub use given::Given;
 pub use loader::{Batch, BatchLoader, LoaderOptions, Request};
+pub use passed_over::PassedOver;
 pub use source::{Cached, Reads, Source};
 pub use transform::View;

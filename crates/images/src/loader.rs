@@ -37,6 +37,8 @@ pub struct Batch {
     pub digests: Vec<i64>,
     /// Positions that could not be read now, and why.
     pub unreadable: Vec<(usize, Unreadable)>,
+    /// Positions of which something is to be said that was noticed when they were decoded, and what.
+    pub remarks: Vec<(usize, String)>,
     /// How they were read.
     pub reads: Reads,
     spent: Spent,
@@ -151,8 +153,16 @@ impl Work {
                 reader.view(source, request.view, size, out).map(Some).inspect_err(|_| out.fill(0))
             })
             .collect();
-        let (digests, reads, unreadable) = (Vec::with_capacity(requests.len()), Reads::default(), Vec::new());
-        let mut batch = Batch { first, len: requests.len(), pixels, digests, unreadable, reads, spent: Arc::clone(&self.spent) };
+        let mut batch = Batch {
+            first,
+            len: requests.len(),
+            pixels,
+            digests: Vec::with_capacity(requests.len()),
+            unreadable: Vec::new(),
+            remarks: Vec::new(),
+            reads: Reads::default(),
+            spent: Arc::clone(&self.spent),
+        };
         let mut kept = Vec::with_capacity(requests.len());
         for (offset, outcome) in outcomes.into_iter().enumerate() {
             let outcome = outcome.unwrap_or_else(|why| {
@@ -162,6 +172,7 @@ impl Work {
             batch.digests.push(outcome.as_ref().map_or(UNKNOWN, |outcome| outcome.digest));
             kept.push(outcome.and_then(|outcome| {
                 batch.reads += outcome.reads;
+                batch.remarks.extend(outcome.remark.map(|remark| (first + offset, remark)));
                 outcome.kept
             }));
         }

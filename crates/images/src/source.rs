@@ -2,6 +2,7 @@
 
 use crate::decode::{self, Expected, UNKNOWN, Unreadable};
 use crate::transform::{Pixels, Transformer, View};
+use deepcluster_volume::image_list::TRUNCATED;
 use deepcluster_volume::pixels::PixelsFile;
 use image::RgbImage;
 use std::collections::BTreeSet;
@@ -78,6 +79,8 @@ pub(crate) struct Outcome {
     pub(crate) reads: Reads,
     /// Its working image, for the cache.
     pub(crate) kept: Option<RgbImage>,
+    /// What is to be said of how it was decoded.
+    pub(crate) remark: Option<String>,
 }
 
 impl Reader {
@@ -90,7 +93,7 @@ impl Reader {
         // A digest that the run knows is that of the image that the cache holds, or the image is another: the file need not tell.
         let is_known = source.expected.digest != UNKNOWN;
         let digest = if is_known { source.expected.digest } else { self.read_file(source)? };
-        let mut outcome = Outcome { digest, reads: Reads::default(), kept: None };
+        let mut outcome = Outcome { digest, reads: Reads::default(), kept: None, remark: None };
         if let Some((width, height)) = self.read_cached(source, digest, &mut outcome.reads) {
             self.transformer.view(Pixels { width, height, rgb: &self.pixels }, view, size, out)?;
             return Ok(outcome);
@@ -98,10 +101,14 @@ impl Reader {
         if is_known {
             self.read_file(source)?;
         }
-        let image = self.transformer.working(decode::decode(&self.content)?, self.side)?;
+        let decoded = decode::decode(&self.content)?;
+        outcome.remark = decoded.remark;
+        let image = self.transformer.working(decoded.image, self.side)?;
         outcome.reads.decoded = 1;
         self.transformer.view(Pixels::of(&image), view, size, out)?;
-        outcome.kept = self.keeps.then_some(image);
+        // Another run could not tell from the cache that rows are missing.
+        let is_whole = !outcome.remark.as_ref().is_some_and(|remark| remark.starts_with(TRUNCATED));
+        outcome.kept = (self.keeps && is_whole).then_some(image);
         Ok(outcome)
     }
 

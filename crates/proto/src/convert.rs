@@ -126,6 +126,9 @@ pub fn run_spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         clustering: v1::Clustering::from(spec.clustering).into(),
         match_labels: spec.match_labels,
         init: spec.init.clone().unwrap_or_default(),
+        no_keep_best: !spec.keep_best,
+        skip_truncated: spec.skip_truncated,
+        include_hidden: spec.include_hidden,
     }
 }
 
@@ -157,6 +160,9 @@ impl TryFrom<v1::RunSpec> for RunSpec {
             feature_dtype: v1::FeatureDtype::to_domain(wire.feature_dtype)?,
             max_skipped: wire.max_skipped.unwrap_or(default.max_skipped),
             keep_epochs: count_or(wire.keep_epochs, default.keep_epochs),
+            keep_best: !wire.no_keep_best,
+            skip_truncated: wire.skip_truncated,
+            include_hidden: wire.include_hidden,
             shard_images: count_or(wire.shard_images, default.shard_images),
             checkpoint_every: match wire.checkpoint_every.as_str() {
                 "" => default.checkpoint_every,
@@ -214,6 +220,9 @@ mod tests {
             seed: 0,
             weight_decay: 0.0,
             max_skipped: 0.0,
+            skip_truncated: true,
+            include_hidden: true,
+            keep_best: false,
             precision: Precision::Bf16,
             feature_dtype: FeatureDtype::F32,
             device: "cuda:3".parse().unwrap(),

@@ -22,7 +22,18 @@ pub struct ImageEntry {
     pub height: u32,
     /// Why it takes no part, if so.
     pub skipped: Option<String>,
+    /// What is to be said of an image that takes part: begins with one of [`REMARKS`].
+    pub remark: Option<String>,
 }
+
+/// How the remark on an image begins whose last rows are missing.
+pub const TRUNCATED: &str = "truncated: ";
+
+/// How the remark on an image begins that is nearly black.
+pub const DARK: &str = "dark: ";
+
+/// How the remarks on images begin, which images.csv has in the column of their status.
+pub const REMARKS: [&str; 2] = [TRUNCATED, DARK];
 
 impl ImageEntry {
     /// Its path for the file system.
@@ -48,7 +59,7 @@ pub fn to_csv(images: &[ImageEntry]) -> io::Result<(Vec<u8>, String)> {
         for number in [image.bytes, image.width.into(), image.height.into()] {
             record.push_field(number.to_string().as_bytes());
         }
-        record.push_field(image.skipped.as_deref().unwrap_or(OK).as_bytes());
+        record.push_field(image.skipped.as_deref().or(image.remark.as_deref()).unwrap_or(OK).as_bytes());
         writer.write_byte_record(&record)?;
     }
     let text = writer.into_inner().map_err(|error| error.into_error())?;
@@ -87,12 +98,16 @@ fn parse(record: &ByteRecord, index: usize) -> Option<ImageEntry> {
     if text(0)?.parse() != Ok(index) {
         return None;
     }
+    let status = Some(text(5)?).filter(|status| *status != OK).map(str::to_owned);
+    let is_remark = status.as_ref().is_some_and(|status| REMARKS.iter().any(|start| status.starts_with(start)));
+    let (remark, skipped) = if is_remark { (status, None) } else { (None, status) };
     Some(ImageEntry {
         path: record.get(1)?.to_vec(),
         bytes: text(2)?.parse().ok()?,
         width: text(3)?.parse().ok()?,
         height: text(4)?.parse().ok()?,
-        skipped: Some(text(5)?).filter(|status| *status != OK).map(str::to_owned),
+        skipped,
+        remark,
     })
 }
 
@@ -161,6 +176,7 @@ mod tests {
             bytes: 12,
             width: 3,
             height: 4,
+            remark: None,
             skipped: skipped.map(str::to_owned),
         };
         let images = vec![

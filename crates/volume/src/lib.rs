@@ -35,12 +35,14 @@ pub mod lock;
 pub mod npy;
 pub mod pixels;
 pub mod publish;
+pub mod pytorch;
 mod record_file;
 pub mod records;
 pub mod space;
 mod spec_record;
 pub mod tensors;
 pub mod verify;
+pub mod weights_file;
 
 pub use error::VolumeError;
 pub use layout::{CacheFolder, EpochFolder, RunFolder, Volume};

@@ -48,7 +48,7 @@ pub struct RunRecord {
 }
 
 /// What a spec turned into once the images were seen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ResolvedRecord {
     /// Number of clusters.
     pub k: u32,
@@ -56,12 +56,21 @@ pub struct ResolvedRecord {
     pub n_images: usize,
     /// Images that cannot be read, of those.
     pub n_skipped: usize,
+    /// Images that are read and of which something is to be said, as that rows are missing.
+    #[serde(default)]
+    pub n_remarks: usize,
+    /// What the search for images passed over, in a sentence; empty for nothing.
+    #[serde(default)]
+    pub passed_over: String,
     /// BLAKE3 of images.csv. Two while one list takes the place of another; none in runs that are older than this.
     #[serde(default)]
     pub images_csv: Vec<String>,
     /// The weights that the run starts from; none where they are drawn from its seed.
     #[serde(default)]
     pub init: Option<FileRecord>,
+    /// How those weights were found in their file, in a sentence; empty where there is nothing to say.
+    #[serde(default)]
+    pub init_note: String,
 }
 
 /// Where a run stands.
@@ -176,6 +185,9 @@ pub struct ShardRecord {
     pub features: FileRecord,
     /// Rows of images.csv that could not be read, and why.
     pub skipped: Vec<(u64, String)>,
+    /// Rows of images.csv that were read, and what is to be said of how.
+    #[serde(default)]
+    pub remarks: Vec<(u64, String)>,
 }
 
 /// A finished clustering.
@@ -340,6 +352,9 @@ pub struct EpochScores {
     pub nmi_classes: Option<f64>,
     /// AMI with the folder classes, likewise.
     pub ami_classes: Option<f64>,
+    /// What random clusters of the same sizes have of NMI with the classes; none in epochs that are older than this figure.
+    #[serde(default)]
+    pub nmi_chance: Option<f64>,
     /// Seconds of extraction.
     pub extract_s: f64,
     /// Seconds of clustering.

@@ -24,7 +24,13 @@ pub struct SpecRecord {
     pub precision: String,
     pub feature_dtype: String,
     pub max_skipped: f64,
+    #[serde(default)]
+    pub skip_truncated: bool,
+    #[serde(default)]
+    pub include_hidden: bool,
     pub keep_epochs: u32,
+    #[serde(default = "keep_best")]
+    pub keep_best: bool,
     pub shard_images: u32,
     #[serde(default = "five_minutes")]
     pub checkpoint_every: String,
@@ -44,6 +50,10 @@ pub struct SpecRecord {
 /// What runs do whose record is older than the choice.
 fn five_minutes() -> String {
     SaveEvery::Seconds(300).to_string()
+}
+
+fn keep_best() -> bool {
+    true
 }
 
 fn kmeans() -> String {
@@ -70,7 +80,10 @@ impl From<&RunSpec> for SpecRecord {
             precision,
             feature_dtype,
             max_skipped,
+            skip_truncated,
+            include_hidden,
             keep_epochs,
+            keep_best,
             shard_images,
             checkpoint_every,
             cache_side,
@@ -96,7 +109,10 @@ impl From<&RunSpec> for SpecRecord {
             precision: precision.to_string(),
             feature_dtype: feature_dtype.to_string(),
             max_skipped,
+            skip_truncated,
+            include_hidden,
             keep_epochs,
+            keep_best,
             shard_images,
             checkpoint_every: checkpoint_every.to_string(),
             cache_side,
@@ -129,7 +145,10 @@ impl TryFrom<SpecRecord> for RunSpec {
             precision: record.precision.parse()?,
             feature_dtype: record.feature_dtype.parse()?,
             max_skipped: record.max_skipped,
+            skip_truncated: record.skip_truncated,
+            include_hidden: record.include_hidden,
             keep_epochs: record.keep_epochs,
+            keep_best: record.keep_best,
             shard_images: record.shard_images,
             checkpoint_every: record.checkpoint_every.parse()?,
             cache_side: match record.cache_side {

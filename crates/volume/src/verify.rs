@@ -251,8 +251,11 @@ fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<()
             k: created.k,
             n_images: images.len(),
             n_skipped,
+            n_remarks: images.iter().filter(|image| image.remark.is_some()).count(),
+            passed_over: created.passed_over,
             images_csv: vec![checksum],
             init: created.init,
+            init_note: created.init_note,
         },
         message: "run.json was damaged, and made anew from the events".to_owned(),
         epochs_done,
@@ -278,6 +281,10 @@ struct Created {
     note: String,
     #[serde(default)]
     init: Option<FileRecord>,
+    #[serde(default)]
+    passed_over: String,
+    #[serde(default)]
+    init_note: String,
 }
 
 fn read_images(folder: &RunFolder, record: Option<&RunRecord>) -> Result<Vec<ImageEntry>, VolumeError> {

@@ -3,7 +3,7 @@
 use crate::failure::{Failure, say};
 use crate::local::chosen_epoch;
 use deepcluster_domain::agreement::{ari, matched_accuracy, purity};
-use deepcluster_domain::scores::{ami, nmi, occupancy};
+use deepcluster_domain::scores::{ami, nmi, nmi_chance, occupancy};
 use deepcluster_images::folder_classes;
 use deepcluster_volume::records::{RunRecord, read_record};
 use deepcluster_volume::{RunFolder, image_list, npy};
@@ -64,6 +64,7 @@ impl ClustersArgs {
         let accuracy = (occupancy.nonempty * n_classes <= MOST_PAIRS).then(|| matched_accuracy(&labels, &classes).0);
         let scores = [
             ("nmi", nmi(&labels, &classes)),
+            ("nmi_chance", nmi_chance(&labels, &classes)),
             ("ami", ami(&labels, &classes)),
             ("ari", ari(&labels, &classes)),
             ("purity", purity(&labels, &classes)),
@@ -83,6 +84,7 @@ impl ClustersArgs {
         }
         let meaning = [
             "normalised mutual information",
+            "what random clusters of these sizes have of it",
             "mutual information adjusted for chance",
             "Rand index adjusted for chance",
             "share of the most frequent class of each cluster",
@@ -90,8 +92,8 @@ impl ClustersArgs {
         ];
         for ((name, score), meaning) in scores.iter().zip(meaning) {
             match score.is_nan() {
-                true => say(format!("{name:9} {:6}  too many clusters and classes for the best matching", "-"))?,
-                false => say(format!("{name:9} {score:.4}  {meaning}"))?,
+                true => say(format!("{name:10} {:6}  too many clusters and classes for the best matching", "-"))?,
+                false => say(format!("{name:10} {score:.4}  {meaning}"))?,
             }
         }
         Ok(())

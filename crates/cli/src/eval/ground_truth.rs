@@ -131,6 +131,7 @@ mod tests {
             bytes: 1,
             width: 1,
             height: 1,
+            remark: None,
             skipped: skipped.then(|| "broken".to_owned()),
         };
         let entries = [("a/one.jpg", false), ("two.png", true), ("b/three.jpg", false), ("four.jpg", false)].map(entry);

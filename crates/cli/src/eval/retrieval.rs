@@ -13,7 +13,7 @@ use crate::train::images_below_root;
 use deepcluster_domain::layers::probed_layers;
 use deepcluster_domain::ranking::{Relevance, average_precision};
 use deepcluster_images::find::describe;
-use deepcluster_images::{decode, find_images};
+use deepcluster_images::{FindOptions, decode, find_images};
 use deepcluster_proto::v1::{ExtractRequest, File, Progress, SearchRequest};
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::{npy, publish};
@@ -60,7 +60,9 @@ impl RetrievalArgs {
             let least = subject.spec.image_size;
             return Err(Failure::usage(format!("--side {} is less than the {least} pixels that the network is for", self.side)));
         }
-        let entries = find_images(&self.images).map_err(|error| Failure::usage(format!("--images: {error}")))?;
+        let entries = find_images(&self.images, FindOptions::default())
+            .map(|found| found.images)
+            .map_err(|error| Failure::usage(format!("--images: {error}")))?;
         let (ids, entries) = ground_truth::named(entries)?;
         if entries.is_empty() || entries.len() > MOST {
             return Err(Failure::usage(format!("--images: {} images can be read, not 1 to {MOST}", entries.len())));
@@ -155,7 +157,7 @@ impl RetrievalArgs {
         let unreadable = |why: deepcluster_images::Unreadable| named(format!("{}: {why}", path.display()));
         let mut content = Vec::new();
         decode::read(&path, None, &mut content).map_err(unreadable)?;
-        let image = decode::decode(&content).map_err(unreadable)?;
+        let image = decode::decode(&content).map_err(unreadable)?.image;
         let part = match query.region {
             Some(region) => cut(&image, region).ok_or_else(|| named("the box lies outside of the image".to_owned()))?,
             None => image.clone(),

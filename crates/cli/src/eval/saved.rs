@@ -2,7 +2,7 @@
 
 use super::site::Site;
 use crate::failure::Failure;
-use deepcluster_images::find_images;
+use deepcluster_images::{FindOptions, find_images};
 use deepcluster_proto::v1::{File, TrainSaved};
 use deepcluster_service::requests::{file_to_wire, record_of};
 use deepcluster_volume::image_list;
@@ -25,7 +25,9 @@ pub fn name_of(kind: &str, question: &Value) -> String {
 /// When it has no images.
 pub fn listing(flag: &str, folder: &Path) -> Result<(PathBuf, String), Failure> {
     let path = real(folder)?;
-    let images = find_images(folder).map_err(|error| Failure::usage(format!("--{flag}: {error}")))?;
+    let images = find_images(folder, FindOptions::default())
+        .map(|found| found.images)
+        .map_err(|error| Failure::usage(format!("--{flag}: {error}")))?;
     let (_, checksum) = image_list::to_csv(&images).map_err(|error| Failure::other(error.to_string()))?;
     Ok((path, checksum))
 }

@@ -7,7 +7,7 @@ use crate::embedded::{ServicesArgs, Stack};
 use crate::failure::Failure;
 use crate::train::{images_below_root, while_alive};
 use deepcluster_domain::ShardId;
-use deepcluster_images::{class_names, find_images};
+use deepcluster_images::{FindOptions, class_names, find_images};
 use deepcluster_proto::v1::{
     CachedShard, ClassifiedImages, DigestsOfShard, ExtractRequest, ExtractResult, FeatureDtype, File, ImageList, Progress,
 };
@@ -174,7 +174,9 @@ impl Site<'_> {
     /// When it has none.
     pub fn list(&self, flag: &str, folder: &Path) -> Result<Listed, Failure> {
         let root = images_below_root(folder)?;
-        let entries = find_images(folder).map_err(|error| Failure::usage(format!("--{flag}: {error}")))?;
+        let entries = find_images(folder, FindOptions::default())
+            .map(|found| found.images)
+            .map_err(|error| Failure::usage(format!("--{flag}: {error}")))?;
         self.listed(flag, root, entries)
     }
 

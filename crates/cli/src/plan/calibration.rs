@@ -207,7 +207,14 @@ impl Site<'_> {
         let n = (self.n as usize).min(MOST_ROWS).max(n_images);
         let k = if n as u64 == self.n { self.k } else { self.k.min((n / 3) as u32) };
         let features = self.mix_features(extracted, n)?;
-        let row = |index| ImageEntry { path: format!("{index}").into_bytes(), bytes: 1, width: 1, height: 1, skipped: None };
+        let row = |index| ImageEntry {
+            path: format!("{index}").into_bytes(),
+            bytes: 1,
+            width: 1,
+            height: 1,
+            skipped: None,
+            remark: None,
+        };
         let (csv, _) =
             image_list::to_csv(&(0..n).map(row).collect::<Vec<_>>()).map_err(|error| Failure::other(error.to_string()))?;
         let request = ClusterRequest {

@@ -313,6 +313,7 @@ mod tests {
             bytes: 1,
             width: 1,
             height: 1,
+            remark: None,
             skipped: skipped.map(str::to_owned),
         };
         let images = [entry("a.png", None), entry("b.png", Some("no image")), entry("c.png", None)];

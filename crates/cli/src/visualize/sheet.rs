@@ -57,7 +57,7 @@ impl<'a> Sheets<'a> {
     fn seen(&mut self, image: &ImageEntry) -> Result<RgbImage, Unreadable> {
         let path = resolve_below(self.root, image.as_path()).map_err(|error| Unreadable(error.to_string()))?;
         decode::read(&path, Some(Expected { bytes: image.bytes, digest: UNKNOWN }), &mut self.content)?;
-        let working = self.transformer.working(decode::decode(&self.content)?, self.cache_side)?;
+        let working = self.transformer.working(decode::decode(&self.content)?.image, self.cache_side)?;
         let mut seen = RgbImage::new(self.side, self.side);
         self.transformer.view(Pixels::of(&working), View::Center, self.side, &mut seen)?;
         Ok(seen)

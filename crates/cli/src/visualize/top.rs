@@ -104,6 +104,7 @@ mod tests {
             bytes: 1,
             width: 1,
             height: 1,
+            remark: None,
             skipped: (image == 17).then(|| "no image".to_owned()),
         };
         let images: Vec<ImageEntry> = (0..n).map(entry).collect();

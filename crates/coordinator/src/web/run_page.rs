@@ -88,7 +88,7 @@ fn standing(images_root: &path::Path, run: &Run, glance: &Glance) -> String {
         "<section aria-labelledby=\"standing\"><h2 id=\"standing\">Progress</h2>\
          <p class=\"state\">{state}{message}</p>\
          <p>{done} of {epochs} epochs {bar} {run_left}</p><p>{step} {step_bar} {step_left}</p>{atlas}\
-         <dl><dt>Images</dt><dd>{n_images}, of which {n_skipped} cannot be read</dd><dt>Clusters</dt><dd>{k}</dd>\
+         <dl><dt>Images</dt><dd>{n_images}, of which {n_skipped} cannot be read{passed_over}</dd><dt>Clusters</dt><dd>{k}</dd>\
          <dt>Priority</dt><dd>{priority}</dd><dt>Folder of the images</dt><dd><code>{images}</code></dd>\
          <dt>Network</dt><dd>{network}, {side} pixels, batches of {batch}</dd><dt>Seed</dt><dd>{seed}</dd>\
          <dt>Created</dt><dd>{age} ago</dd><dt>Note</dt><dd>{note}</dd><dt>Labels</dt><dd>{labels}</dd></dl></section>",
@@ -102,6 +102,10 @@ fn standing(images_root: &path::Path, run: &Run, glance: &Glance) -> String {
         step_left = live(&glance.key("step_left"), "", &glance.step_left()),
         n_images = field("n_images", record.resolved.n_images),
         n_skipped = field("n_skipped", record.resolved.n_skipped),
+        passed_over = match record.resolved.passed_over.as_str() {
+            "" => String::new(),
+            sentence => format!("; {}", escape(sentence)),
+        },
         k = field("k", record.resolved.k),
         priority = field("priority", record.priority),
         images = escape(&as_asked(images_root, &run.spec.images)),

@@ -1,0 +1,137 @@
+//! JPEG, by libjpeg-turbo: what stands behind the end of the first picture counts for nothing, any coding and sampling is read,
+//! and of a file that is cut off the rows that are there.
+
+use crate::decode::{Decoded, Unreadable};
+use deepcluster_volume::image_list::TRUNCATED;
+use image::RgbImage;
+use std::io::{self, Read, Seek, SeekFrom};
+use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
+
+/// Most scans of a progressive file: real ones have about ten, and each costs a pass over the whole image.
+const MAX_SCANS: u32 = 500;
+
+/// Value of all samples of rows that the file does not hold.
+const MISSING: u8 = 128;
+
+/// Width and height, from the first frame header: segments are walked from the front, so that neither thumbnails inside of them
+/// nor what follows the picture is looked at.
+///
+/// # Errors
+/// When there is no such header.
+pub(crate) fn dimensions(file: &mut (impl Read + Seek)) -> Result<(u32, u32), Unreadable> {
+    let cut = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Unreadable("the file is cut off before the picture begins".to_owned()),
+        _ => Unreadable(error.to_string()),
+    };
+    let mut two = [0; 2];
+    file.read_exact(&mut two).map_err(cut)?;
+    loop {
+        let mut byte = [0];
+        // Fill bytes may stand before a marker.
+        while byte[0] != 0xff {
+            file.read_exact(&mut byte).map_err(cut)?;
+        }
+        while byte[0] == 0xff {
+            file.read_exact(&mut byte).map_err(cut)?;
+        }
+        match byte[0] {
+            // Markers without a segment.
+            0x00 | 0x01 | 0xd0..=0xd8 => continue,
+            0xd9 | 0xda => return Err(Unreadable("the JPEG has no frame header".to_owned())),
+            _ => file.read_exact(&mut two).map_err(cut)?,
+        }
+        let length = u16::from_be_bytes(two);
+        // All frame headers but DHT, JPG and DAC, which lie between them.
+        if matches!(byte[0], 0xc0..=0xcf) && !matches!(byte[0], 0xc4 | 0xc8 | 0xcc) {
+            let mut frame = [0; 5];
+            file.read_exact(&mut frame).map_err(cut)?;
+            return Ok((u16::from_be_bytes([frame[3], frame[4]]).into(), u16::from_be_bytes([frame[1], frame[2]]).into()));
+        }
+        file.seek(SeekFrom::Current(i64::from(length) - 2)).map_err(cut)?;
+    }
+}
+
+/// Decodes a file. Where its last rows are missing, they are grey and the image has a remark.
+///
+/// # Errors
+/// When it is damaged, or less than half of the rows are there.
+pub(crate) fn decode(content: &[u8]) -> Result<Decoded, Unreadable> {
+    let mut decompressor = Decompressor::new().map_err(|error| unreadable(&error))?;
+    decompressor.set_scan_limit(MAX_SCANS).map_err(|error| unreadable(&error))?;
+    let header = decompressor.read_header(content).map_err(|error| unreadable(&error))?;
+    let (width, height) = (header.width, header.height);
+    let has_black = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
+    let format = if has_black { PixelFormat::CMYK } else { PixelFormat::RGB };
+    let pitch = width * format.size();
+    let mut samples = vec![0; pitch * height];
+    let image = Image { pixels: samples.as_mut_slice(), width, pitch, height, format };
+    let remark = match decompressor.decompress(content, image) {
+        Ok(()) => None,
+        Err(error) if is_warning(&error) => missing_rows(&samples, pitch, height)?,
+        Err(error) => return Err(unreadable(&error)),
+    };
+    if has_black {
+        samples = rgb_of_cmyk(&samples);
+    }
+    let image = RgbImage::from_raw(width as u32, height as u32, samples);
+    let image = image.ok_or_else(|| Unreadable("the JPEG has no pixels".to_owned()))?;
+    Ok(Decoded { image, remark })
+}
+
+/// What is to be said of a picture whose data ended too early or is damaged, by the rows at the bottom that are not there.
+fn missing_rows(samples: &[u8], pitch: usize, height: usize) -> Result<Option<String>, Unreadable> {
+    let is_missing = |row: &&[u8]| row.iter().all(|sample| *sample == MISSING);
+    let missing = samples.chunks_exact(pitch).rev().take_while(is_missing).count();
+    match missing {
+        0 => Ok(None),
+        _ if missing * 2 > height => {
+            Err(Unreadable(format!("the file is cut off: only {} of {height} rows are there", height - missing)))
+        }
+        _ => Ok(Some(format!("{TRUNCATED}the last {missing} of {height} rows are missing"))),
+    }
+}
+
+/// Whether the whole picture was decoded nevertheless: what libjpeg-turbo warns of ("jerror.h", JWRN), it goes on after.
+fn is_warning(error: &turbojpeg::Error) -> bool {
+    const WARNINGS: [&str; 7] = [
+        "Premature end of JPEG file",
+        "Corrupt JPEG data",
+        "Invalid SOS parameters",
+        "Inconsistent progression sequence",
+        "Unknown Adobe color transform",
+        "Application transferred too many scanlines",
+        "Warning: unknown JFIF revision",
+    ];
+    match error {
+        turbojpeg::Error::TurboJpegError(message) => WARNINGS.iter().any(|warning| message.contains(warning)),
+        _ => false,
+    }
+}
+
+fn unreadable(error: &turbojpeg::Error) -> Unreadable {
+    let message = error.to_string();
+    Unreadable(if message.contains("recision") {
+        "the JPEG has samples of 12 or 16 bits, which are not read; convert it to one of 8 bits".to_owned()
+    } else if ["Premature end", "missing SOS", "contains no image"].iter().any(|words| message.contains(words)) {
+        "the file is cut off before the picture begins".to_owned()
+    } else {
+        "the JPEG is damaged".to_owned()
+    })
+}
+
+/// As Adobe writes them, and Pillow takes all such files: 255 is no ink.
+fn rgb_of_cmyk(samples: &[u8]) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(samples.len() / 4 * 3);
+    for pixel in samples.chunks_exact(4) {
+        for ink in &pixel[..3] {
+            rgb.push(product(*ink, pixel[3]));
+        }
+    }
+    rgb
+}
+
+/// a · b ÷ 255, rounded.
+pub(crate) fn product(a: u8, b: u8) -> u8 {
+    let product = u32::from(a) * u32::from(b) + 128;
+    (((product >> 8) + product) >> 8) as u8
+}
