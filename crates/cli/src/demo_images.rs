@@ -28,6 +28,8 @@ pub struct DemoImages {
     pub size: u32,
     /// Another seed draws other pictures.
     pub seed: u64,
+    /// JPEG instead of PNG.
+    pub jpeg: bool,
 }
 
 /// Why the pictures could not be made.
@@ -53,7 +55,7 @@ pub enum DemoError {
 }
 
 impl DemoImages {
-    /// Writes `count` PNG pictures into ten folders below `folder`; picture i is of class i % 10, as in
+    /// Writes `count` pictures into ten folders below `folder`; picture i is of class i % 10, as in
     /// `stripes/00011.png`. The same options give the same bytes. Says how many were written.
     ///
     /// # Errors
@@ -61,7 +63,7 @@ impl DemoImages {
     pub fn write(&self, folder: &Path) -> Result<u32, DemoError> {
         self.check()?;
         (0..self.count).into_par_iter().try_for_each(|index| {
-            let path = folder.join(pattern(index).name).join(format!("{index:05}.png"));
+            let path = folder.join(pattern(index).name).join(format!("{index:05}.{}", if self.jpeg { "jpg" } else { "png" }));
             publish_bytes(&path, &self.encoded(index)?)?;
             Ok::<(), DemoError>(())
         })?;
@@ -78,13 +80,14 @@ impl DemoImages {
         Ok(())
     }
 
-    /// Picture `index` as a PNG file. It depends on no other picture, so they can be drawn in any order.
+    /// Picture `index` as a file. It depends on no other picture, so they can be drawn in any order.
     fn encoded(&self, index: u32) -> Result<Vec<u8>, DemoError> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(index.into());
         let picture = Scene::draw(pattern(index), &mut rng).photograph(self.size, &mut rng);
         let mut file = Cursor::new(Vec::new());
-        picture.write_to(&mut file, ImageFormat::Png).map_err(|source| DemoError::Image { index, source })?;
+        let format = if self.jpeg { ImageFormat::Jpeg } else { ImageFormat::Png };
+        picture.write_to(&mut file, format).map_err(|source| DemoError::Image { index, source })?;
         Ok(file.into_inner())
     }
 }
@@ -253,7 +256,7 @@ fn blur(pixels: &mut Vec<Colour>, size: usize, sigma: f32) {
 mod tests {
     use super::*;
 
-    const FEW: DemoImages = DemoImages { count: 20, size: 32, seed: 1 };
+    const FEW: DemoImages = DemoImages { count: 20, size: 32, seed: 1, jpeg: false };
 
     #[test]
     fn the_same_options_draw_the_same_pictures() {

@@ -209,6 +209,9 @@ enum Command {
         /// Another seed draws other pictures
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Write JPEGs instead of PNGs
+        #[arg(long)]
+        jpeg: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -311,8 +314,8 @@ async fn execute(command: Command) -> Result<(), Failure> {
         }
         Command::Visualize(visualize) => visualize.run().await,
         Command::Verify { volume, run, repair, json } => verify::verify(&volume, run.as_deref(), repair, json),
-        Command::DemoImages { dir, count, size, seed, json } => {
-            let n = DemoImages { count, size, seed }.write(&dir).map_err(|error| Failure::usage(error.to_string()))?;
+        Command::DemoImages { dir, count, size, seed, jpeg, json } => {
+            let n = DemoImages { count, size, seed, jpeg }.write(&dir).map_err(|error| Failure::usage(error.to_string()))?;
             if json {
                 return say(json!({"folder": dir, "pictures": n}));
             }

@@ -89,7 +89,7 @@ impl PlanArgs {
 }
 
 fn draw(folder: &Path) -> Result<PathBuf, Failure> {
-    let demo = DemoImages { count: DRAWN, size: DRAWN_SIDE, seed: 1 };
+    let demo = DemoImages { count: DRAWN, size: DRAWN_SIDE, seed: 1, jpeg: false };
     demo.write(folder).map_err(|error| Failure::usage(error.to_string()))?;
     Ok(folder.to_owned())
 }

@@ -1,4 +1,7 @@
 //! The network against PyTorch's answers in `tests/parity` (made by the formula of `fill` there; no weights are stored).
+//!
+//! The built program can be brought to another machine: PARITY_DIR is where the answers lie, PARITY_DEVICE where it computes,
+//! PARITY_PRECISION f32 or bf16.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use deepcluster_domain::{Architecture, DeviceChoice, EpochId, Plan, Precision, Seeds};
@@ -10,7 +13,21 @@ use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
 fn parity() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity")
+    let here = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity");
+    std::env::var_os("PARITY_DIR").map_or_else(here, PathBuf::from)
+}
+
+/// Where everything is computed, and how.
+fn runtime() -> Runtime {
+    let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let device: DeviceChoice = variable("PARITY_DEVICE", "cpu").parse().unwrap();
+    let precision: Precision = variable("PARITY_PRECISION", "f32").parse().unwrap();
+    Runtime::prepare(device, precision, 2).unwrap()
+}
+
+/// An error that is allowed in f32, and in bf16, whose numbers have 8 bits: 2^-8 a number, and what many layers make of it.
+fn allowed(in_f32: f64, in_bf16: f64) -> f64 {
+    if runtime().kind == Kind::BFloat16 { in_bf16 } else { in_f32 }
 }
 
 fn cases() -> serde_json::Value {
@@ -44,15 +61,16 @@ fn fill(name: &str, shape: &[i64]) -> Tensor {
 }
 
 fn network(architecture: Architecture, sobel: bool, size: u32) -> Network {
-    let runtime = Runtime::prepare(DeviceChoice::Cpu, Precision::F32, 2).unwrap();
+    let runtime = runtime();
     let plan = Plan::new(architecture, size, sobel);
-    let tensors: Tensors = plan.weights().into_iter().map(|spec| (spec.name.clone(), fill(&spec.name, &spec.shape))).collect();
+    let tensor = |name: &str, shape: &[i64]| fill(name, shape).to_device(runtime.device);
+    let tensors: Tensors = plan.weights().into_iter().map(|spec| (spec.name.clone(), tensor(&spec.name, &spec.shape))).collect();
     Network::new(plan, runtime, tensors).unwrap()
 }
 
 fn input(n: i64, size: i64) -> Tensor {
     let values = unit(&format!("input{size}"), (n * 3 * size * size) as usize);
-    Tensor::from_slice(&values).view([n, 3, size, size]) * 2.0
+    (Tensor::from_slice(&values).view([n, 3, size, size]) * 2.0).to_device(runtime().device)
 }
 
 /// The largest difference, in units of the largest expected value.
@@ -61,6 +79,7 @@ fn relative_error(actual: &Tensor, file: &str) -> f64 {
     let shape: Vec<i64> = shape.iter().map(|n| *n as i64).collect();
     let expected = Tensor::from_slice(&expected).view(shape.as_slice());
     assert_eq!(actual.size(), shape);
+    let actual = actual.to_device(Device::Cpu).to_kind(Kind::Float);
     let largest = expected.abs().max().double_value(&[]);
     (actual - expected).abs().max().double_value(&[]) / largest
 }
@@ -78,7 +97,7 @@ fn check_embedding(architecture: Architecture, sobel: bool, size: u32) {
         let embedding = network.embed(&input(2, i64::from(size)), Mode::Eval).unwrap();
         let error = relative_error(&embedding, &file);
         println!("{file}, {how}: {error:.2e}");
-        assert!(error <= 1e-4, "{file}, {how}: {error:.2e} of the largest value");
+        assert!(error <= allowed(1e-4, 5e-2), "{file}, {how}: {error:.2e} of the largest value");
     }
 }
 
@@ -105,17 +124,19 @@ fn the_sobel_filter() {
     let filtered = network(Architecture::AlexNet, true, 64).seen_of_normalised(&input(2, 64)).unwrap();
     let case = &cases()["sobel"];
     let sum = filtered.abs().sum(Kind::Double).double_value(&[]);
-    assert!((sum / case["sum"].as_f64().unwrap() - 1.0).abs() < 1e-5, "{sum}");
+    assert!((sum / case["sum"].as_f64().unwrap() - 1.0).abs() < allowed(1e-5, 1e-2), "{sum}");
     for channel in 0..2 {
         let corner = filtered.double_value(&[0, channel, 0, 0]);
-        assert!((corner - case["corner"][channel as usize].as_f64().unwrap()).abs() < 1e-5, "{corner}");
+        assert!((corner - case["corner"][channel as usize].as_f64().unwrap()).abs() < allowed(1e-5, 5e-2), "{corner}");
     }
 }
 
 #[test]
 fn three_training_steps() {
     let case = &cases()["train3"];
-    let top = [fill("top_layer.weight", &[10, 4096]) * 0.1, fill("top_layer.bias", &[10]) * 0.1];
+    let device = runtime().device;
+    let top = [("top_layer.weight", &[10, 4096][..]), ("top_layer.bias", &[10])];
+    let top = top.map(|(name, shape)| (fill(name, shape) * 0.1).to_device(device));
     let sgd = SgdOptions { learning_rate: 0.002, momentum: 0.9, weight_decay: 1e-5 };
     let network = network(Architecture::AlexNet, true, 64);
     let mut pass = TrainingPass::with_top_layer(network, top, sgd, Seeds::new(1, EpochId(0)), None).unwrap().without_dropout();
@@ -125,16 +146,16 @@ fn three_training_steps() {
         let loss = pass.step_on(&images, &labels, step).unwrap();
         let expected = case["losses"][step as usize].as_f64().unwrap();
         println!("loss {step}: {loss} (PyTorch {expected})");
-        assert!((loss / expected - 1.0).abs() <= 1e-3, "loss {loss}, not {expected}");
+        assert!((loss / expected - 1.0).abs() <= allowed(1e-3, 3e-2), "loss {loss}, not {expected}");
     }
     let _no_grad = tch::no_grad_guard();
     let embedding = pass.network().embed(&images.narrow(0, 0, 2), Mode::Eval).unwrap();
     let error = relative_error(&embedding, "train3-embed.npy");
     println!("embedding after three steps: {error:.2e}");
-    assert!(error <= 1e-2, "{error:.2e} of the largest value");
+    assert!(error <= allowed(1e-2, 1e-1), "{error:.2e} of the largest value");
     for (leaf, key) in [("running_mean", "running_mean_sum"), ("running_var", "running_var_sum")] {
         let sum = pass.network().tensors[&format!("features.1.{leaf}")].sum(Kind::Double).double_value(&[]);
-        assert!((sum / case[key].as_f64().unwrap() - 1.0).abs() < 1e-3, "{leaf} sums to {sum}");
+        assert!((sum / case[key].as_f64().unwrap() - 1.0).abs() < allowed(1e-3, 3e-2), "{leaf} sums to {sum}");
     }
 }
 
@@ -150,7 +171,7 @@ fn a_checkpoint_restores_the_network_and_its_momentum() {
     first.publish(&path).unwrap();
 
     let spec = deepcluster_domain::RunSpec { image_size: 64, ..Default::default() };
-    let runtime = Runtime::prepare(DeviceChoice::Cpu, Precision::F32, 2).unwrap();
+    let runtime = runtime();
     let load = || {
         let network = Network::load(&spec, runtime, Some(&path)).unwrap();
         TrainingPass::start(network, 5, sgd, seeds, Some(&path), &[]).unwrap()
@@ -165,7 +186,6 @@ fn a_checkpoint_restores_the_network_and_its_momentum() {
     let other = deepcluster_domain::RunSpec { image_size: 96, ..spec };
     let refused = Network::load(&other, runtime, Some(&path)).err().unwrap().to_string();
     assert!(refused.contains("classifier.1.weight is F32 of shape [4096, 256]"), "{refused}");
-    assert_eq!(runtime.device, Device::Cpu);
 }
 
 /// Every weight is finite, and what they make of an image is not.
