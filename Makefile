@@ -29,6 +29,8 @@ test: setup-tests chaos-programs build .python/installed
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	PYTHONPATH=$(CURDIR)/.python cargo test --release --workspace --all-targets
 	cargo test --release --workspace --test system what_is_planned -- --ignored --nocapture
+	deploy/gpu-kit.sh target/gpu-kit
+	DEVICE=cpu SMALL=1 OUT=target/gpu-kit-results LIBTORCH=$(CURDIR)/.libtorch target/gpu-kit/check.sh
 
 # The long version of what `test` does in short: every fail point, 100 kills, 10,000 requests a method and as many files.
 chaos: chaos-programs build .python/installed
