@@ -281,5 +281,5 @@ fn a_cancelled_run_is_not_resumed() {
     publish_record(&path, &RunRecord { state: RunState::Cancelled, ..record }).unwrap();
     let outcome = deepcluster(["resume", text(volume.path()), "run-0001"]);
     assert_eq!(outcome.code, Some(2));
-    assert!(outcome.stderr.contains("run run-0001 is cancelled"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("run-0001 is cancelled"), "{}", outcome.stderr);
 }

@@ -150,7 +150,7 @@ fn a_messy_folder_is_trained_on_and_the_broken_files_are_named() {
     let labels = fs::read(run.join("labels.csv")).unwrap();
     let lines: Vec<&[u8]> = labels.split(|byte| *byte == b'\n').collect();
     assert!(lines.contains(&b"empty.jpg,-1,".as_slice()));
-    assert!(labels.windows(11).any(|window| window == b"not utf-8 \xff"));
+    assert!(labels.windows(14).any(|window| window == b"not utf-8 \\xff"));
 }
 
 /// A run on the odd files and on enough good ones.

@@ -7,6 +7,7 @@
 mod api;
 mod bad_input;
 mod cache;
+mod changes;
 mod chaos;
 mod choices;
 mod counted;

@@ -7,6 +7,7 @@ use crate::client::Client;
 use crate::embedded::ServicesArgs;
 use crate::failure::Failure;
 use crate::local::{last_epoch, print_header, print_rows};
+use crate::snapshot::Snapshot;
 use crate::train::with_services;
 use deepcluster_images::{FindOptions, find_images};
 use deepcluster_proto::v1::Assignment;
@@ -43,24 +44,19 @@ struct Image {
 /// # Errors
 /// When the folder is no run of a volume, an image or folder is not there, or an image that was named by itself cannot be read.
 pub async fn assign(run_dir: &Path, images: &[PathBuf], as_json: bool) -> Result<(), Failure> {
-    let run = RunFolder::at(run_dir);
-    last_epoch(&run)?;
-    let was_there = run.assignments().is_dir();
-    let (volume, run_id) = volume_and_run(run_dir)?;
+    last_epoch(&RunFolder::at(run_dir))?;
     let mut all = Vec::new();
     for image in images {
         all.extend(find(image)?);
     }
-    let unreadable = with_services(&volume, &ServicesArgs::ONE_EACH, "", async |client, _| {
+    // A coordinator may own the run's volume, and is not to be waited for.
+    let snapshot = Snapshot::take(run_dir)?;
+    let unreadable = with_services(snapshot.root(), &ServicesArgs::ONE_EACH, "", async |client, _| {
         print_header(as_json)?;
-        assign_all(client, &run_id, all, as_json).await
+        assign_all(client, &snapshot.run_id, all, as_json).await
     })
-    .await;
-    if !was_there {
-        // Stays where something is in it.
-        let _ = fs::remove_dir(run.assignments());
-    }
-    match unreadable? {
+    .await?;
+    match unreadable {
         None => Ok(()),
         Some((path, reason)) => Err(Failure::usage(format!("{}: {reason}", path.display()))),
     }
@@ -143,16 +139,4 @@ fn print_some(images: Vec<Image>, assignments: Vec<Assignment>, as_json: bool) -
     }
     print_rows(&entries, &labels, &distances, as_json)?;
     Ok(unreadable)
-}
-
-/// The volume and the name of a run, whose folder is `VOLUME/runs/RUN`.
-///
-/// # Errors
-/// When the folder lies elsewhere.
-pub fn volume_and_run(run_dir: &Path) -> Result<(PathBuf, String), Failure> {
-    let misplaced = || Failure::usage(format!("{} does not lie in the runs of a volume", run_dir.display()));
-    let real = fs::canonicalize(run_dir).map_err(|error| Failure::usage(format!("{}: {error}", run_dir.display())))?;
-    let run_id = real.file_name().and_then(|name| name.to_str()).ok_or_else(misplaced)?;
-    let runs = real.parent().filter(|runs| runs.ends_with("runs")).ok_or_else(misplaced)?;
-    Ok((runs.parent().ok_or_else(misplaced)?.to_owned(), run_id.to_owned()))
 }

@@ -62,7 +62,7 @@ impl Client {
                 Err(_) if start.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(200)).await,
                 Err(error) => {
                     let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-                    return Err(Failure::other(format!("no coordinator answers at {server}: {why}")));
+                    return Err(Failure::other(not_a_coordinator(&server, &why)));
                 }
             }
         }
@@ -255,7 +255,12 @@ impl Client {
             Code::Unauthenticated | Code::PermissionDenied => Failure::usage(format!("{message} (--token-file)")),
             // The user can do something about a full volume.
             Code::ResourceExhausted => Failure::usage(message),
-            Code::Unavailable => Failure::other(format!("no coordinator answers at {}: {message}", self.server)),
+            Code::Unavailable => Failure::other(not_a_coordinator(&self.server, message)),
+            Code::Unimplemented => Failure::usage(format!(
+                "what answers at {} is no coordinator, though it speaks gRPC: it may be a worker, whose port is another",
+                self.server
+            )),
+            _ if is_not_grpc(message) => Failure::usage(not_a_coordinator(&self.server, message)),
             _ => Failure::other(message),
         }
     }
@@ -300,6 +305,24 @@ pub fn state_of(name: &str) -> Option<RunState> {
 pub fn state_name(run: &Run) -> String {
     let name = RunState::try_from(run.state).unwrap_or_default().as_str_name();
     name.trim_start_matches("RUN_STATE_").to_lowercase()
+}
+
+/// Words of the libraries for an answer that is not one of gRPC.
+fn is_not_grpc(message: &str) -> bool {
+    ["h2 protocol error", "http2 error", "frame with invalid size", "invalid compression flag", "grpc-status header missing"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
+/// Why nobody at an address can be talked to.
+fn not_a_coordinator(server: &str, why: &str) -> String {
+    if why.contains("InvalidContentType") {
+        return format!("what answers at {server} does not speak TLS; try http:// instead of https://");
+    }
+    if is_not_grpc(why) {
+        return format!("what answers at {server} is no coordinator: it does not speak gRPC, or wants TLS (https://)");
+    }
+    format!("no coordinator answers at {server}: {why}")
 }
 
 fn present(run: Option<Run>) -> Result<Run, Failure> {

@@ -3,6 +3,7 @@
 //! The workers do the work, as in a run; what they write lies under `eval/` in the run's folder, and goes when it is no longer
 //! needed.
 
+mod class_file;
 mod clusters;
 mod ground_truth;
 mod knn;

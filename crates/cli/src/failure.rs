@@ -17,12 +17,12 @@ pub struct Failure {
 impl Failure {
     /// Bad usage or bad input.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: 2 }
+        Self { message: without_error_numbers(&message.into()), code: 2 }
     }
 
     /// Anything else.
     pub fn other(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: 1 }
+        Self { message: without_error_numbers(&message.into()), code: 1 }
     }
 
     /// Standard output that cannot be written. Where its reader has gone (`deepcluster labels … | head`) it had what it wanted, and
@@ -36,8 +36,21 @@ impl Failure {
 
     /// For commands whose work ends with them: it has not come to its end, even if nobody listens any more.
     pub fn unfinished(self) -> Self {
+        if self.code == 0 && self.message.is_empty() {
+            return Self::other("nobody reads standard output any more, so the work stops; `deepcluster resume` goes on with it");
+        }
         Self { code: self.code.max(1), ..self }
     }
+}
+
+/// A sentence without the numbers that Rust writes behind the system's own words for an error, as "(os error 2)".
+fn without_error_numbers(sentence: &str) -> String {
+    let mut parts = sentence.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str(part.split_once(')').map_or("", |(_, rest)| rest));
+    }
+    plain
 }
 
 /// What kind of error it is; `csv` wraps those of the file that it writes to.
@@ -73,8 +86,12 @@ mod tests {
         for error in [gone(), io::Error::from(csv::Error::from(gone()))] {
             let failure = Failure::output(error);
             assert_eq!((failure.code, failure.message.as_str()), (0, ""));
-            assert_eq!(failure.unfinished().code, 1);
+            let failure = failure.unfinished();
+            assert_eq!(failure.code, 1);
+            assert!(failure.message.contains("deepcluster resume"), "{failure}");
         }
+        let missing = Failure::usage(format!("a: {}; b", io::Error::from_raw_os_error(2)));
+        assert_eq!(missing.message, "a: No such file or directory; b");
         let full = io::Error::from(csv::Error::from(io::Error::from(io::ErrorKind::StorageFull)));
         let failure = Failure::output(full);
         assert_eq!(failure.code, 1);

@@ -4,11 +4,13 @@ use crate::failure::Failure;
 use deepcluster_domain::EpochId;
 use deepcluster_volume::committed::CommittedEpoch;
 use deepcluster_volume::image_list::ImageEntry;
+use deepcluster_volume::names;
 use deepcluster_volume::records::{RunRecord, read_record};
 use deepcluster_volume::{RunFolder, image_list, npy};
 use serde_json::json;
+use std::fs;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The last committed epoch of a run.
 ///
@@ -112,7 +114,7 @@ pub fn print_rows(images: &[ImageEntry], labels: &[i32], distances: &[f32], as_j
         return image_list::write_label_rows(&mut out, images, labels, distances).map_err(Failure::output);
     }
     for ((image, label), distance) in images.iter().zip(labels).zip(distances) {
-        let path = String::from_utf8_lossy(&image.path);
+        let path = names::escape(&image.path);
         let kept = *label >= 0;
         let line = json!({"path": path, "cluster": kept.then_some(label), "distance": kept.then_some(distance), "skipped": image.skipped});
         writeln!(out, "{line}").map_err(Failure::output)?;
@@ -130,4 +132,16 @@ pub fn check_target(to: &Path) -> Result<(), Failure> {
         true => Err(Failure::usage(format!("{} is there already and is not a plain file", to.display()))),
         false => Ok(()),
     }
+}
+
+/// The volume and the name of a run, whose folder is `VOLUME/runs/RUN`.
+///
+/// # Errors
+/// When the folder lies elsewhere.
+pub fn volume_and_run(run_dir: &Path) -> Result<(PathBuf, String), Failure> {
+    let misplaced = || Failure::usage(format!("{} does not lie in the runs of a volume", run_dir.display()));
+    let real = fs::canonicalize(run_dir).map_err(|error| Failure::usage(format!("{}: {error}", run_dir.display())))?;
+    let run_id = real.file_name().and_then(|name| name.to_str()).ok_or_else(misplaced)?;
+    let runs = real.parent().filter(|runs| runs.ends_with("runs")).ok_or_else(misplaced)?;
+    Ok((runs.parent().ok_or_else(misplaced)?.to_owned(), run_id.to_owned()))
 }

@@ -3,6 +3,7 @@
 
 mod assign;
 mod calls;
+mod change_run;
 mod client;
 mod demo_images;
 mod embedded;
@@ -15,6 +16,7 @@ mod plan;
 mod report;
 mod server;
 mod show;
+mod snapshot;
 mod sort;
 mod spec_args;
 mod tag_args;
@@ -22,6 +24,7 @@ mod train;
 mod verify;
 mod visualize;
 
+use change_run::RunChanges;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use client::{Client, NoRoom, run_json, state_name};
@@ -89,6 +92,8 @@ enum Command {
         volume: PathBuf,
         /// Which run, when several could go on
         run: Option<String>,
+        #[command(flatten)]
+        changes: RunChanges,
         #[command(flatten)]
         services: ServicesArgs,
         /// One JSON object a line
@@ -271,8 +276,8 @@ async fn execute(command: Command) -> Result<(), Failure> {
             let spec = spec.on_this_machine()?;
             plan.plan(|images| spec.spec(images), &services, json).await
         }
-        Command::Resume { volume, run, services, json } => {
-            train::resume(&volume, run, &services, json).await.map_err(Failure::unfinished)
+        Command::Resume { volume, run, changes, services, json } => {
+            train::resume(&volume, run, &changes, &services, json).await.map_err(Failure::unfinished)
         }
         Command::Submit { images, spec, tags, request_id, server } => {
             if images.is_empty() {
@@ -340,5 +345,9 @@ fn print_run(run: &Run, json: bool) -> Result<(), Failure> {
     let (id, state, done) = (&run.run_id, state_name(run), run.epochs_done);
     let (images, k) = (run.n_images, run.k);
     let why = if run.message.is_empty() { String::new() } else { format!("  ({})", run.message) };
-    say(format!("{id}  {state:9}  epoch {done}/{epochs}  {images} images  k = {k}{why}"))
+    let mut labels: Vec<String> = run.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.sort();
+    let labels = if labels.is_empty() { String::new() } else { format!("  [{}]", labels.join(" ")) };
+    let note = if run.note.is_empty() { String::new() } else { format!("  {}", run.note) };
+    say(format!("{id}  {state:9}  epoch {done}/{epochs}  {images} images  k = {k}{why}{labels}{note}"))
 }

@@ -3,17 +3,18 @@
 //! Features and whitening are those of the last epoch's clusters, so they come from the network that came into it. An image of the
 //! run finds itself.
 
-use crate::assign::volume_and_run;
 use crate::eval::site::Site;
 use crate::eval::subject::Subject;
 use crate::failure::{Failure, say};
 use crate::local::{epoch_before, images_and_labels, last_epoch};
+use crate::snapshot::writable_volume;
 use deepcluster_domain::{RunId, RunSpec};
 use deepcluster_images::find::describe;
 use deepcluster_proto::network_of;
 use deepcluster_proto::v1::{FeatureDtype, File, Progress, SearchRequest};
 use deepcluster_service::requests::file_to_wire;
 use deepcluster_volume::image_list::ImageEntry;
+use deepcluster_volume::names;
 use deepcluster_volume::publish::FileRecord;
 use deepcluster_volume::records::{RunRecord, read_record};
 use deepcluster_volume::{RunFolder, Volume, npy};
@@ -93,7 +94,7 @@ impl NeighboursArgs {
         };
         last.verified("whitened.npy")?;
         last.verified("whiten.safetensors")?;
-        let (root, run_id) = volume_and_run(&self.run_dir)?;
+        let (root, run_id, snapshot) = writable_volume(&self.run_dir)?;
         let id = run_id.parse::<RunId>().map_err(|error| Failure::usage(error.to_string()))?;
         let volume = Volume::new(root);
         let run = volume.run(&id);
@@ -104,7 +105,7 @@ impl NeighboursArgs {
         let checkpoint = before.as_ref().map(|before| &before.manifest.files.checkpoint);
         let network = network_of(&spec, checkpoint.or(record.resolved.init.as_ref()).map(file_to_wire));
         let epoch = before.map(|before| before.manifest.epoch);
-        let subject = Subject { volume, run_id, run, spec, epoch, network };
+        let subject = Subject { volume, run_id, run, spec, epoch, network, snapshot };
         let (whiten, labels) = (last.manifest.files.whiten, last.manifest.files.labels);
         Ok(Sought { subject, images, whiten, whitened, labels })
     }
@@ -123,7 +124,8 @@ impl NeighboursArgs {
             for (rank, (row, similarity)) in (1_u32..).zip(found.iter().flatten()) {
                 let (rank, similarity) = (rank.to_string(), similarity.to_string());
                 let path = images.get(*row).map(|image| image.path.as_slice()).unwrap_or_default();
-                let fields = [query.as_os_str().as_bytes(), rank.as_bytes(), path, similarity.as_bytes()];
+                let (query, path) = (names::escape(query.as_os_str().as_bytes()), names::escape(path));
+                let fields = [&*query, &*rank, &*path, &*similarity];
                 writer.write_record(fields).map_err(|error| failed(&error))?;
             }
         }
@@ -144,13 +146,13 @@ fn listed(image: &Path) -> Result<ImageEntry, Failure> {
 }
 
 fn print_json(query: &Path, images: &[ImageEntry], found: &Found) -> Result<(), Failure> {
-    let query = query.to_string_lossy();
+    let query = names::escape(query.as_os_str().as_bytes());
     let found = match found {
         Ok(found) => found,
         Err(why) => return say(json!({"query": query, "skipped": why})),
     };
     for (rank, (row, similarity)) in (1_u32..).zip(found) {
-        let path = images.get(*row).map(|image| String::from_utf8_lossy(&image.path)).unwrap_or_default();
+        let path = images.get(*row).map(|image| names::escape(&image.path)).unwrap_or_default();
         say(json!({"query": query, "rank": rank, "path": path, "similarity": similarity}))?;
     }
     Ok(())

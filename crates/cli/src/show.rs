@@ -38,8 +38,11 @@ fn creation_lines(event: &Value) -> String {
         true => "as many clusters as power iteration finds".to_owned(),
         false => format!("k = {}", event["k"]),
     };
-    let mut lines = vec![format!("{} images, {} unreadable; {clusters}", event["images"], event["skipped"])];
-    let said = [text(event, "passed_over"), text(event, "init_note")];
+    let mut lines = vec![match event["skipped"].as_u64() {
+        Some(0) | None => format!("{} images, 0 unreadable; {clusters}", event["images"]),
+        Some(n) => format!("{} images, {n} unreadable by their headers alone; {clusters}", event["images"]),
+    }];
+    let said = [text(event, "passed_over"), text(event, "classes_note"), text(event, "init_note")];
     lines.extend(said.into_iter().filter(|sentence| !sentence.is_empty()).map(str::to_owned));
     for choice in event["auto"].as_array().into_iter().flatten() {
         lines.push(format!("--{} {} (auto): {}", text(choice, "option"), text(choice, "value"), text(choice, "reason")));

@@ -8,6 +8,7 @@ use crate::local::{chosen_epoch, images_and_labels};
 use deepcluster_images::find::check_there;
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::layout::resolve_below;
+use deepcluster_volume::names;
 use deepcluster_volume::publish::{self, TEMPORARY};
 use deepcluster_volume::records::{RunRecord, read_record};
 use deepcluster_volume::{RunFolder, VolumeError};
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -103,7 +104,8 @@ impl SortArgs {
     fn print(&self, epoch: u32, sorted: &Sorted) -> Result<(), Failure> {
         let Sorted { n_images, n_clusters, n_skipped, gone, others } = sorted;
         if self.json {
-            let [gone, others] = [gone, others].map(|paths| paths.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>());
+            let [gone, others] = [gone, others]
+                .map(|paths| paths.iter().map(|path| names::escape(path.as_os_str().as_bytes())).collect::<Vec<_>>());
             let to = self.to.to_string_lossy();
             return say(json!({
                 "folder": to, "epoch": epoch, "images": n_images, "clusters": n_clusters, "skipped": n_skipped, "gone": gone,

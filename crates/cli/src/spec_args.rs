@@ -42,7 +42,7 @@ pub struct SpecArgs {
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     reassign: f64,
     /// The seed from which every random number of the run follows
-    #[arg(long, default_value_t = 31, value_name = "SEED")]
+    #[arg(long, default_value = "31", value_parser = seed, value_name = "SEED")]
     seed: u64,
     /// Where the network computes: auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t = DeviceChoice::Auto, value_name = "DEVICE")]
@@ -53,8 +53,8 @@ pub struct SpecArgs {
     /// How features are stored: f16 or f32
     #[arg(long, default_value_t = FeatureDtype::F16, value_name = "TYPE")]
     feature_dtype: FeatureDtype,
-    /// Share of the images that may be unreadable, 0 to 1
-    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    /// Share of the images that may be unreadable, 0 to 1 or as 10%
+    #[arg(long, default_value = "0.1", value_parser = share, value_name = "SHARE")]
     max_skipped: f64,
     /// What becomes of JPEGs whose last rows are missing: read (where at least half of the rows are there) or skip
     #[arg(long, value_enum, default_value_t = Truncated::Read, value_name = "WHAT")]
@@ -62,6 +62,9 @@ pub struct SpecArgs {
     /// Take hidden files and folders, too, and those that machines make beside pictures, as @eaDir
     #[arg(long)]
     include_hidden: bool,
+    /// Level of folders that are the classes to score against, from 1 on; 0 for the first that is not just train, val and the like
+    #[arg(long, default_value_t = 0, value_name = "LEVEL")]
+    classes_from: u32,
     /// Committed epochs that stay on the volume; two stay in any case
     #[arg(long, default_value_t = 3, value_name = "N")]
     keep_epochs: u32,
@@ -88,6 +91,17 @@ pub struct SpecArgs {
     /// A file of weights to start from, of safetensors or torch.save, under the official or torchvision's names with any prefix
     #[arg(long, value_name = "WEIGHTS")]
     init: Option<String>,
+}
+
+/// A share, as 0.1 or 10%.
+fn share(text: &str) -> Result<f64, String> {
+    let (number, scale) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 100.0));
+    let share = number.trim().parse::<f64>().map(|number| number / scale);
+    share.map_err(|_| "is no share, as 0.1 or 10%".to_owned())
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("is no whole number from 0 to {}", u64::MAX))
 }
 
 /// What becomes of images whose last rows are missing.
@@ -122,6 +136,7 @@ impl SpecArgs {
             max_skipped: self.max_skipped,
             skip_truncated: self.truncated == Truncated::Skip,
             include_hidden: self.include_hidden,
+            classes_from: self.classes_from,
             keep_epochs: self.keep_epochs,
             keep_best: self.keep_best,
             shard_images: self.shard_images,

@@ -1,12 +1,13 @@
 //! `train` and `resume`: a run on the services of this machine.
 
+use crate::change_run::RunChanges;
 use crate::client::{Client, NoRoom};
 use crate::embedded::{ServicesArgs, Stack, check_device};
 use crate::failure::{Failure, say};
 use crate::show::Show;
 use deepcluster_domain::{DeviceChoice, RunId, RunSpec};
 use deepcluster_proto::run_spec_to_wire;
-use deepcluster_proto::v1::{CreateRunRequest, ListRunsRequest, Run, RunState};
+use deepcluster_proto::v1::{CreateRunRequest, ListRunsRequest, Run, RunSpec as WireSpec, RunState};
 use deepcluster_volume::Volume;
 use deepcluster_volume::records::{RunRecord, read_record};
 use std::fs;
@@ -66,7 +67,13 @@ pub async fn train(spec: RunSpec, volume: &Path, services: &ServicesArgs, json: 
 ///
 /// # Errors
 /// When there is none, it has ended, or it fails.
-pub async fn resume(volume: &Path, run: Option<String>, services: &ServicesArgs, json: bool) -> Result<(), Failure> {
+pub async fn resume(
+    volume: &Path,
+    run: Option<String>,
+    changes: &RunChanges,
+    services: &ServicesArgs,
+    json: bool,
+) -> Result<(), Failure> {
     services.check()?;
     let runs = Volume::new(volume).run_ids()?;
     if runs.is_empty() {
@@ -77,6 +84,10 @@ pub async fn resume(volume: &Path, run: Option<String>, services: &ServicesArgs,
     }
     let named = |id: &RunId| run.as_ref().is_none_or(|name| id.as_str() == name.as_str());
     check_records(volume, &runs.iter().filter(|id| named(id)).cloned().collect::<Vec<_>>())?;
+    let run = match changes.is_empty() {
+        true => run,
+        false => Some(changes.apply(&Volume::new(volume), run.as_deref())?.to_string()),
+    };
     embedded(volume, services, Wanted::Unfinished(run), json).await
 }
 
@@ -139,9 +150,14 @@ async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Pa
     let run = match wanted {
         Wanted::Spec(spec) => {
             let wire = run_spec_to_wire(&spec.as_requested());
-            match runs.into_iter().rev().find(|run| run.spec.as_ref() == Some(&wire) && can_go_on(run)) {
-                Some(run) => client.resume(run.run_id).await?,
-                None => client.create(CreateRunRequest { spec: Some(wire), ..CreateRunRequest::default() }).await?,
+            match runs.iter().rev().find(|run| run.spec.as_ref() == Some(&wire) && can_go_on(run)) {
+                Some(run) => client.resume(run.run_id.clone()).await?,
+                None => {
+                    if let Some(sentence) = instead_of_going_on(&runs, &wire, volume) {
+                        eprintln!("deepcluster: {sentence}");
+                    }
+                    client.create(CreateRunRequest { spec: Some(wire), ..CreateRunRequest::default() }).await?
+                }
             }
         }
         Wanted::Unfinished(name) => client.resume(unfinished(runs, name)?.run_id).await?,
@@ -156,6 +172,31 @@ async fn follow(client: &mut Client, runs: Vec<Run>, wanted: Wanted, volume: &Pa
         say(format!("{summary}\nfinished: {}", folder.display()))?;
     }
     Ok(())
+}
+
+/// Why a command begins another run where a run of the volume could go on with a change.
+fn instead_of_going_on(runs: &[Run], wire: &WireSpec, volume: &Path) -> Option<String> {
+    let at = volume.display();
+    for run in runs.iter().rev() {
+        let Some(spec) = &run.spec else { continue };
+        let id = &run.run_id;
+        if *spec == (WireSpec { epochs: spec.epochs, ..wire.clone() }) && wire.epochs > run.epochs_done {
+            let epochs = wire.epochs;
+            return Some(format!(
+                "this begins another run, since {id} was made for {} epochs; `deepcluster resume {at} {id} --epochs {epochs}` goes on \
+                 with that one",
+                spec.epochs
+            ));
+        }
+        if *spec == (WireSpec { images: spec.images.clone(), ..wire.clone() }) && can_go_on(run) {
+            return Some(format!(
+                "this begins another run, since {id} is one on the images in /{}; if they were moved, `deepcluster resume {at} {id} \
+                 --images FOLDER` goes on with it",
+                spec.images
+            ));
+        }
+    }
+    None
 }
 
 async fn first_answer(client: &mut Client) -> Vec<Run> {

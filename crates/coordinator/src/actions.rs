@@ -35,11 +35,15 @@ pub(crate) async fn resume(runs: &Arc<Runs>, id: &str) -> Result<Arc<Run>, Statu
 /// Ends a run for good.
 ///
 /// # Errors
-/// As [`Runs::get`]; FAILED_PRECONDITION when it is finished or cancelled already.
+/// As [`Runs::get`]; FAILED_PRECONDITION when it is finished already. Of one that is cancelled already this is all that was wanted.
 pub(crate) async fn cancel(runs: &Runs, id: &str) -> Result<Arc<Run>, Status> {
     let from = &[RunState::Queued, RunState::Running, RunState::Paused, RunState::Failed];
     let run = runs.get(id)?;
-    blocking(move || change(run, from, RunState::Cancelled)).await
+    blocking(move || match run.record().state {
+        RunState::Cancelled => Ok(run),
+        _ => change(run, from, RunState::Cancelled),
+    })
+    .await
 }
 
 /// Work that reads and writes files must not hold up the answers to other clients.
@@ -51,6 +55,6 @@ fn change(run: Arc<Run>, from: &[RunState], to: RunState) -> Result<Arc<Run>, St
     if run.enter(from, to, "").map_err(|error| volume_status(&error))? {
         Ok(run)
     } else {
-        Err(Status::failed_precondition(format!("run {} is {}", run.id, run.record().state)))
+        Err(Status::failed_precondition(format!("{} is {}", run.id, run.record().state)))
     }
 }

@@ -24,7 +24,7 @@ impl EpochRunner<'_> {
         let read_labels = |record: &FileRecord| volume.verified(record).and_then(|path| npy::read_i32(&path)).map_err(failed);
         let labels = read_labels(&clustering.labels)?;
         let last = self.last.as_ref().map(|last| read_labels(&last.files.labels)).transpose()?;
-        let classes = folder_classes(&self.images);
+        let classes = folder_classes(&self.images, self.spec.classes_from);
         let occupancy = scores::occupancy(&labels);
         let scores = EpochScores {
             epoch: self.epoch.0,

@@ -4,7 +4,7 @@ use crate::run::Run;
 use deepcluster_domain::{AutoChoice, RunSpec};
 use deepcluster_images::decode::{self, Expected, REPLACED, UNKNOWN};
 use deepcluster_images::find::describe;
-use deepcluster_images::{Decoded, FindOptions, Found, find_images};
+use deepcluster_images::{Decoded, FindOptions, Found, class_level, find_images};
 use deepcluster_service::requests::{images_folder, volume_status};
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::image_list::{ImageEntry, TRUNCATED};
@@ -27,6 +27,10 @@ pub(crate) fn list(
     let Found { images, passed_over } = find(&images_folder(root, &spec.images)?, volume, spec)?;
     let (mut resolved, choices) = resolve(spec, &images)?;
     resolved.passed_over = passed_over.sentence().unwrap_or_default();
+    resolved.classes_note = match class_level(&images, spec.classes_from) {
+        Some(level) if level > 1 => format!("classes are the folders of level {level} (--classes-from)"),
+        _ => String::new(),
+    };
     Ok((images, resolved, choices))
 }
 

@@ -1,6 +1,7 @@
 //! Which runs a client asks for, and a page of them.
 
-use crate::run::{Run, wire_state};
+use crate::run::Run;
+use crate::run_wire::wire_state;
 use deepcluster_domain::RunId;
 use deepcluster_proto::FieldError;
 use deepcluster_proto::v1::{ListRunsRequest, ListRunsResponse, RunState};

@@ -2,7 +2,7 @@
 
 use crate::pace::Pace;
 use deepcluster_domain::{AutoChoice, EpochId, RunId, RunSpec};
-use deepcluster_proto::{run_spec_to_wire, v1};
+use deepcluster_proto::v1;
 use deepcluster_service::requests::file_to_wire;
 use deepcluster_volume::events::{Event, EventLog, Severity};
 use deepcluster_volume::image_list::{self, ImageEntry};
@@ -83,7 +83,7 @@ impl Run {
             "state": record.state, "auto": choices, "k": record.resolved.k, "k_given": record.spec.k,
             "images": record.resolved.n_images, "skipped": record.resolved.n_skipped, "passed_over": record.resolved.passed_over,
             // What run.json can be made of again.
-            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "init": record.resolved.init, "init_note": record.resolved.init_note,
+            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "init": record.resolved.init, "init_note": record.resolved.init_note, "classes_note": record.resolved.classes_note,
             "request_id": record.request_id,
             "priority": record.priority, "labels": record.labels, "note": record.note,
         });
@@ -359,30 +359,6 @@ impl Run {
         self.lock().stop.clone()
     }
 
-    /// Its form on the wire.
-    pub fn to_wire(&self) -> v1::Run {
-        let record = self.record();
-        v1::Run {
-            run_id: self.id.to_string(),
-            spec: Some(run_spec_to_wire(&self.spec)),
-            state: wire_state(record.state).into(),
-            message: record.message,
-            epochs_done: record.epochs_done,
-            k: record.resolved.k,
-            n_images: record.resolved.n_images as u64,
-            n_skipped: record.resolved.n_skipped as u64,
-            folder: format!("runs/{}", self.id),
-            priority: record.priority,
-            labels: record.labels.into_iter().collect(),
-            note: record.note,
-            request_id: record.request_id,
-            created: record.created,
-            batch: self.spec.batch,
-            learning_rate: self.spec.learning_rate,
-            pca: self.spec.pca,
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while it was held would have left at most a stale copy: everything that counts is on the volume.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -392,15 +368,4 @@ impl Run {
 /// Tells Prometheus of one run more or less in a state.
 fn count_state(state: RunState, change: f64) {
     gauge!("deepcluster_runs", "state" => state.to_string()).increment(change);
-}
-
-pub(crate) fn wire_state(state: RunState) -> v1::RunState {
-    match state {
-        RunState::Queued => v1::RunState::Queued,
-        RunState::Running => v1::RunState::Running,
-        RunState::Paused => v1::RunState::Paused,
-        RunState::Finished => v1::RunState::Finished,
-        RunState::Cancelled => v1::RunState::Cancelled,
-        RunState::Failed => v1::RunState::Failed,
-    }
 }

@@ -180,6 +180,9 @@ fn resolve_clusters(k: Auto<u32>, readable: usize) -> Result<u32, SpecError> {
         return Ok(clusters);
     }
     Err(SpecError(match k {
+        Auto::Auto if readable == 1 => {
+            format!("1 readable image is too few for k = auto, which is {clusters} at least; name k")
+        }
         Auto::Auto => format!("{readable} readable images are too few for k = auto, which is {clusters} at least; name k"),
         Auto::Fixed(_) => format!("k = {clusters} is larger than the {readable} readable images"),
     }))

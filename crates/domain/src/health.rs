@@ -22,6 +22,9 @@ pub const RISING: f64 = 1.1;
 /// shows in the first epoch already, where an untrained network is at ln k and hardly above.
 pub const WORSE_THAN_GUESSING: f64 = 1.5;
 
+/// Batches of fewer images than this make steps of chance, which no lower rate mends.
+pub const SMALL_BATCH: u32 = 16;
+
 /// More clusters than this share of the images are no groups of images.
 pub const MANY_CLUSTERS: f64 = 0.5;
 
@@ -37,6 +40,8 @@ pub struct Figures {
     pub images: usize,
     /// Dimensions that whitening is to keep.
     pub dims: u32,
+    /// Images of a training step.
+    pub batch: u32,
     /// Mean cross-entropy of the training pass.
     pub loss: f64,
     /// Loss of the epoch before, if there is one.
@@ -99,11 +104,11 @@ fn loss_warning(figures: &Figures) -> Option<Warning> {
     let guessing = format!("guessing among {k} clusters has ln {k} = {guess:.3}");
     if let Some(last) = last_loss.filter(|last| loss > RISING * last && loss > RISING * guess) {
         let message = format!("the loss has risen from {last:.3} to {loss:.3}, and {guessing}");
-        return Some(Warning { kind: "rising-loss", message, remedy: "lower --lr".to_owned() });
+        return Some(Warning { kind: "rising-loss", message, remedy: shorter_steps(figures.batch) });
     }
     if loss > WORSE_THAN_GUESSING * guess && loss > guess + 1.0 {
         let message = format!("the loss is {loss:.3}, worse than guessing: {guessing}");
-        return Some(Warning { kind: "high-loss", message, remedy: "lower --lr".to_owned() });
+        return Some(Warning { kind: "high-loss", message, remedy: shorter_steps(figures.batch) });
     }
     // One epoch at ln k is how every run may begin; two without any fall are a standstill.
     let last = last_loss.filter(|last| last.min(loss) > GUESSING * guess && loss > GUESSING * last)?;
@@ -113,6 +118,10 @@ fn loss_warning(figures: &Figures) -> Option<Warning> {
         Clustering::Pic => "train with a smaller --batch or a higher --lr",
     };
     Some(Warning { kind: "stuck-loss", message, remedy: remedy.to_owned() })
+}
+
+fn shorter_steps(batch: u32) -> String {
+    if batch < SMALL_BATCH { format!("raise --batch, which is {batch}, or lower --lr") } else { "lower --lr".to_owned() }
 }
 
 /// What should worry about how many images there are.
@@ -149,6 +158,7 @@ mod tests {
         clustering: Clustering::KMeans,
         images: 200,
         dims: 100,
+        batch: 64,
         loss: 3.0,
         last_loss: Some(3.5),
         k: 100,
@@ -177,6 +187,8 @@ mod tests {
         let few = Figures { loss: 3.849, last_loss: None, k: 5, effective_clusters: 4.0, ..HEALTHY };
         let high = warnings(&few);
         assert!(high.len() == 1 && high[0].message.contains("ln 5 = 1.609") && high[0].remedy == "lower --lr", "{high:?}");
+        let tiny = warnings(&Figures { batch: 2, ..few });
+        assert_eq!(tiny[0].remedy, "raise --batch, which is 2, or lower --lr");
         assert_eq!(kinds(Figures { largest_share: 0.6, ..HEALTHY }), ["collapse"]);
         let few = warnings(&Figures { effective_clusters: 9.9, ..HEALTHY });
         assert!(few[0].message.contains("9.9 effective clusters of 100"), "{}", few[0].message);

@@ -86,6 +86,8 @@ pub struct RunSpec {
     pub skip_truncated: bool,
     /// Whether hidden files and folders are taken, and those that machines make beside pictures.
     pub include_hidden: bool,
+    /// The level of folders that are classes, from 1 on; 0 for the first that is not just a division into train, val and the like.
+    pub classes_from: u32,
     /// Committed epochs that stay on the volume.
     pub keep_epochs: u32,
     /// Whether the epoch whose clusters agree best with the classes stays, too, and the one before it, whose network made them.
@@ -127,6 +129,7 @@ impl Default for RunSpec {
             max_skipped: 0.1,
             skip_truncated: false,
             include_hidden: false,
+            classes_from: 0,
             keep_epochs: 3,
             keep_best: true,
             shard_images: 4096,

@@ -18,7 +18,7 @@ mod tiff;
 mod tiff_directory;
 pub mod transform;
 
-pub use classes::{class_names, folder_classes};
+pub use classes::{class_level, class_names, folder_classes};
 pub use decode::{Decoded, Expected, Unreadable};
 pub use find::{FindOptions, Found, find_images};
 pub use given::Given;

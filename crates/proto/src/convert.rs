@@ -129,6 +129,7 @@ pub fn run_spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         no_keep_best: !spec.keep_best,
         skip_truncated: spec.skip_truncated,
         include_hidden: spec.include_hidden,
+        classes_from: spec.classes_from,
     }
 }
 
@@ -163,6 +164,7 @@ impl TryFrom<v1::RunSpec> for RunSpec {
             keep_best: !wire.no_keep_best,
             skip_truncated: wire.skip_truncated,
             include_hidden: wire.include_hidden,
+            classes_from: wire.classes_from,
             shard_images: count_or(wire.shard_images, default.shard_images),
             checkpoint_every: match wire.checkpoint_every.as_str() {
                 "" => default.checkpoint_every,

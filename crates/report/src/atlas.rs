@@ -4,7 +4,8 @@ use crate::error::ReportError;
 use crate::last::Clustered;
 use crate::lineage::Lineages;
 use crate::{nearest, thumbs};
-use deepcluster_images::folder_classes;
+use deepcluster_images::classes::folder;
+use deepcluster_images::{class_level, folder_classes};
 use deepcluster_volume::RunFolder;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -112,7 +113,7 @@ pub(crate) fn cards(
 ) -> Result<Vec<Card>, ReportError> {
     let filled = clustered.by_size();
     let shown: Vec<usize> = filled.iter().skip(options.first).take(options.most).copied().collect();
-    let classes = folder_classes(&clustered.images);
+    let classes = folder_classes(&clustered.images, clustered.classes_from);
     let neighbours = nearest::nearest(&clustered.centroids, &shown, &filled, NEIGHBOURS);
     let picked: Vec<Picked> = shown.iter().map(|cluster| Picked::of(clustered.rows(*cluster), options)).collect();
     let rows: Vec<u32> = picked.iter().flat_map(|picked| picked.nearest.iter().chain(&picked.far)).copied().collect();
@@ -167,7 +168,7 @@ fn purity(clustered: &Clustered, classes: &[i32], cluster: usize) -> Option<(Str
     }
     let (_, (count, row)) = counts.iter().max_by_key(|(class, (count, _))| (*count, Reverse(**class)))?;
     let path = &clustered.images.get(*row as usize)?.path;
-    let folder = path.split(|byte| *byte == b'/').next()?;
+    let folder = folder(path, class_level(&clustered.images, clustered.classes_from)?)?;
     Some((String::from_utf8_lossy(folder).into_owned(), *count as f64 / rows.len() as f64))
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Clustered {
     pub(crate) last: CommittedEpoch,
     /// The images of the run, `[N]`.
     pub(crate) images: Vec<ImageEntry>,
+    /// From which level of folders classes come, as the run's spec has it.
+    pub(crate) classes_from: u32,
     /// What the run read of each image, `[N]`; another content is another image. UNKNOWN where it has read none.
     digests: Vec<i64>,
     /// Squared distance of each image to its centroid, `[N]`; of no use for a skipped one.
@@ -81,7 +83,8 @@ impl Clustered {
             rows.sort_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b)));
         }
         let digests = known_digests(run, record.spec.shard_images as usize, images.len());
-        Ok(Self { last, images, digests, distances, centroids: Centroids { width, values }, members })
+        let classes_from = record.spec.classes_from;
+        Ok(Self { last, images, classes_from, digests, distances, centroids: Centroids { width, values }, members })
     }
 
     /// What the file of an image should be, so that no other picture is shown in its place.

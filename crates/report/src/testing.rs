@@ -124,6 +124,7 @@ pub(crate) fn healthy_view() -> RunView {
         clustering: Clustering::KMeans,
         k: 100,
         dims: 256,
+        batch: 64,
         n_images: 2000,
         n_skipped: 20,
         epochs: 4,

@@ -50,6 +50,8 @@ pub struct RunView {
     pub k: u32,
     /// Dimensions that whitening is to keep.
     pub dims: u32,
+    /// Images of a training step.
+    pub batch: u32,
     /// Images found.
     pub n_images: usize,
     /// Images that cannot be read, of those.
@@ -103,6 +105,7 @@ impl RunView {
                 Ok(architecture) => record.spec.pca.min(embedding_width(architecture)),
                 Err(_) => record.spec.pca,
             },
+            batch: record.spec.batch,
             n_images: record.resolved.n_images,
             n_skipped: record.resolved.n_skipped,
             epochs: record.spec.epochs,
@@ -119,6 +122,7 @@ impl RunView {
             clustering: self.clustering,
             images: last.images,
             dims: self.dims,
+            batch: self.batch,
             loss: last.loss,
             last_loss: self.scores.iter().rev().nth(1).map(|before| before.loss),
             k: self.k_of(last),

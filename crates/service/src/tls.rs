@@ -174,6 +174,9 @@ impl ClientSecurity {
     /// # Errors
     /// One clause that names the file or the address.
     pub fn endpoint(&self, authority: &str, host: &str) -> Result<Endpoint, String> {
+        if authority.contains("://") {
+            return Err("is an URL; only HOST:PORT is wanted here, without what stands before ://".to_owned());
+        }
         let scheme = if self.tls { "https" } else { "http" };
         let endpoint = Endpoint::from_shared(format!("{scheme}://{authority}")).map_err(|error| error.to_string())?;
         if endpoint.uri().port_u16().is_none() {

@@ -26,7 +26,9 @@ pub enum VolumeError {
     #[error("{0} does not exist")]
     Missing(PathBuf),
     /// A path from a request that is absolute, empty, or leaves its root.
-    #[error("path '{0}' is not a plain path below its root")]
+    #[error(
+        "path '{0}' is not a plain path below its root: name it relative to the services' --images or --volume, without '..'"
+    )]
     Outside(String),
     /// This process owned the volume and was taken for dead; nothing more may be written.
     #[error("{path} was taken over by {owner}")]

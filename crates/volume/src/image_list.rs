@@ -1,7 +1,7 @@
 //! `images.csv`: the images of a run in the order of their rows in every label and feature file.
 
-use crate::VolumeError;
 use crate::publish::AtomicFile;
+use crate::{VolumeError, names};
 use csv::ByteRecord;
 use std::ffi::OsStr;
 use std::fs;
@@ -55,7 +55,7 @@ pub fn to_csv(images: &[ImageEntry]) -> io::Result<(Vec<u8>, String)> {
     for (index, image) in images.iter().enumerate() {
         let mut record = ByteRecord::new();
         record.push_field(index.to_string().as_bytes());
-        record.push_field(&image.path);
+        record.push_field(names::escape(&image.path).as_bytes());
         for number in [image.bytes, image.width.into(), image.height.into()] {
             record.push_field(number.to_string().as_bytes());
         }
@@ -102,7 +102,7 @@ fn parse(record: &ByteRecord, index: usize) -> Option<ImageEntry> {
     let is_remark = status.as_ref().is_some_and(|status| REMARKS.iter().any(|start| status.starts_with(start)));
     let (remark, skipped) = if is_remark { (status, None) } else { (None, status) };
     Some(ImageEntry {
-        path: record.get(1)?.to_vec(),
+        path: names::unescape(record.get(1)?),
         bytes: text(2)?.parse().ok()?,
         width: text(3)?.parse().ok()?,
         height: text(4)?.parse().ok()?,
@@ -151,7 +151,7 @@ pub fn write_label_rows(out: &mut impl Write, images: &[ImageEntry], labels: &[i
     let mut writer = csv::Writer::from_writer(out);
     for ((image, label), distance) in images.iter().zip(labels).zip(distances) {
         let distance = if *label < 0 { String::new() } else { distance.to_string() };
-        writer.write_record([image.path.as_slice(), label.to_string().as_bytes(), distance.as_bytes()])?;
+        writer.write_record([&*names::escape(&image.path), &label.to_string(), &distance])?;
     }
     writer.flush()
 }
@@ -191,8 +191,11 @@ mod tests {
         assert_eq!(read_known(&path, &["another".to_owned(), checksum]).unwrap(), images);
         assert!(read_known(&path, &["another".to_owned()]).unwrap_err().to_string().contains("checksum"));
         publish_labels(&folder.path().join("labels.csv"), &images, &[3, -1, 0, 1], &[0.5, f32::NAN, 1.0, 2.0]).unwrap();
-        let text = std::fs::read(folder.path().join("labels.csv")).unwrap();
-        assert!(text.starts_with(b"path,cluster,distance\ncats/a.jpg,3,0.5\n"));
+        let text = std::fs::read_to_string(folder.path().join("labels.csv")).unwrap();
+        assert!(
+            text.starts_with("path,cluster,distance\ncats/a.jpg,3,0.5\n") && text.contains("latin-1 \\xe4\\xff.bmp,0,"),
+            "{text}"
+        );
     }
 
     #[test]

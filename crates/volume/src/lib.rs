@@ -32,6 +32,7 @@ pub mod image_list;
 pub mod layout;
 pub mod lineage_record;
 pub mod lock;
+pub mod names;
 pub mod npy;
 pub mod pixels;
 pub mod publish;

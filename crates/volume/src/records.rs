@@ -62,6 +62,9 @@ pub struct ResolvedRecord {
     /// What the search for images passed over, in a sentence; empty for nothing.
     #[serde(default)]
     pub passed_over: String,
+    /// Where classes come from, in a sentence; empty where they are the first folders, or there are none.
+    #[serde(default)]
+    pub classes_note: String,
     /// BLAKE3 of images.csv. Two while one list takes the place of another; none in runs that are older than this.
     #[serde(default)]
     pub images_csv: Vec<String>,

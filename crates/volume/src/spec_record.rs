@@ -28,6 +28,8 @@ pub struct SpecRecord {
     pub skip_truncated: bool,
     #[serde(default)]
     pub include_hidden: bool,
+    #[serde(default)]
+    pub classes_from: u32,
     pub keep_epochs: u32,
     #[serde(default = "keep_best")]
     pub keep_best: bool,
@@ -82,6 +84,7 @@ impl From<&RunSpec> for SpecRecord {
             max_skipped,
             skip_truncated,
             include_hidden,
+            classes_from,
             keep_epochs,
             keep_best,
             shard_images,
@@ -111,6 +114,7 @@ impl From<&RunSpec> for SpecRecord {
             max_skipped,
             skip_truncated,
             include_hidden,
+            classes_from,
             keep_epochs,
             keep_best,
             shard_images,
@@ -147,6 +151,7 @@ impl TryFrom<SpecRecord> for RunSpec {
             max_skipped: record.max_skipped,
             skip_truncated: record.skip_truncated,
             include_hidden: record.include_hidden,
+            classes_from: record.classes_from,
             keep_epochs: record.keep_epochs,
             keep_best: record.keep_best,
             shard_images: record.shard_images,

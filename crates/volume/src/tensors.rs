@@ -93,6 +93,9 @@ impl TensorsFile {
         let size = file.metadata().map_err(VolumeError::io(path))?.len();
         let corrupt = |why: &dyn std::fmt::Display| VolumeError::corrupt(path, why);
         let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at).map_err(|error| corrupt(&error));
+        if size < PREFIX {
+            return Err(corrupt(&format!("it has {size} bytes, fewer than any safetensors file")));
+        }
         let mut prefix = [0; PREFIX as usize];
         read(0, &mut prefix)?;
         let length = u64::from_le_bytes(prefix);

@@ -227,6 +227,9 @@ fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<()
     let events = EventLog::read(&folder.events_jsonl())?;
     let bodies = || events.iter().filter_map(|event| serde_json::from_str::<Value>(&event.json).ok());
     let created = bodies().next().and_then(|first| serde_json::from_value::<Created>(first).ok());
+    // A run that was changed later has another spec since.
+    let spec = bodies().rev().find_map(|body| serde_json::from_value::<SpecRecord>(body["spec"].clone()).ok());
+    let created = created.map(|created| Created { spec: spec.unwrap_or(created.spec.clone()), ..created });
     let Some(created) = created.filter(|created| RunSpec::try_from(created.spec.clone()).is_ok()) else { return Ok(()) };
     // A list that no event tells of may be damaged, too.
     let checksums: Vec<String> = bodies().filter_map(|body| Some(body["images_csv"].as_str()?.to_owned())).collect();
@@ -253,6 +256,7 @@ fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<()
             n_skipped,
             n_remarks: images.iter().filter(|image| image.remark.is_some()).count(),
             passed_over: created.passed_over,
+            classes_note: created.classes_note,
             images_csv: vec![checksum],
             init: created.init,
             init_note: created.init_note,
@@ -283,6 +287,8 @@ struct Created {
     init: Option<FileRecord>,
     #[serde(default)]
     passed_over: String,
+    #[serde(default)]
+    classes_note: String,
     #[serde(default)]
     init_note: String,
 }

@@ -1,5 +1,6 @@
 //! `eval clusters`: agreement of the clusters with true classes.
 
+use super::class_file;
 use crate::failure::{Failure, say};
 use crate::local::chosen_epoch;
 use deepcluster_domain::agreement::{ari, matched_accuracy, purity};
@@ -8,7 +9,6 @@ use deepcluster_images::folder_classes;
 use deepcluster_volume::records::{RunRecord, read_record};
 use deepcluster_volume::{RunFolder, image_list, npy};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Most pairs of a cluster and a class for which the best matching is looked for.
@@ -42,10 +42,16 @@ impl ClustersArgs {
         let images = image_list::read_known(&run.images_csv(), &record.resolved.images_csv)?;
         let labels = npy::read_i32(&epoch.verified("labels.npy")?)?;
         let classes = match &self.classes {
-            Some(file) => self.listed_classes(file, &images)?,
+            Some(file) => {
+                let found = class_file::read(file, &images, &record.spec.images)?;
+                if found.n_without > 0 && !self.json {
+                    say(format!("{} lines of {} have a path and no class", found.n_without, file.display()))?;
+                }
+                found.classes
+            }
             None => {
                 let why = "the images lie in no folder a class; --classes FILE names their classes";
-                folder_classes(&images).ok_or_else(|| Failure::usage(why))?
+                folder_classes(&images, record.spec.classes_from).ok_or_else(|| Failure::usage(why))?
             }
         };
         if labels.len() != classes.len() {
@@ -97,28 +103,5 @@ impl ClustersArgs {
             }
         }
         Ok(())
-    }
-
-    /// Classes of the images by a file's lines; -1 where it does not name one.
-    fn listed_classes(&self, file: &PathBuf, images: &[image_list::ImageEntry]) -> Result<Vec<i32>, Failure> {
-        let failed = |error: csv::Error| Failure::usage(format!("{}: {error}", file.display()));
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_path(file).map_err(failed)?;
-        let mut by_path: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-        for record in reader.byte_records() {
-            let record = record.map_err(failed)?;
-            let [path, class] = [0, 1].map(|column| record.get(column).unwrap_or_default().to_vec());
-            by_path.insert(path, class);
-        }
-        // A line that names no image, as one with headings, makes no class.
-        let class_of = |image: &image_list::ImageEntry| by_path.get(&image.path);
-        let mut names: Vec<&Vec<u8>> = images.iter().filter_map(class_of).collect();
-        names.sort_unstable();
-        names.dedup();
-        let number = |class: &Vec<u8>| names.binary_search(&class).ok().map(|number| number as i32);
-        let classes: Vec<i32> = images.iter().map(|image| class_of(image).and_then(number).unwrap_or(-1)).collect();
-        match classes.iter().any(|class| *class >= 0) {
-            true => Ok(classes),
-            false => Err(Failure::usage(format!("{} names none of the run's images", file.display()))),
-        }
     }
 }

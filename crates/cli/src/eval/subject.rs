@@ -1,8 +1,8 @@
 //! Which network is evaluated.
 
-use crate::assign::volume_and_run;
 use crate::failure::Failure;
 use crate::local::chosen_epoch;
+use crate::snapshot::{Snapshot, writable_volume};
 use deepcluster_domain::{DeviceChoice, Plan, Precision, RunSpec};
 use deepcluster_proto::network_of;
 use deepcluster_proto::v1::{self, Network};
@@ -47,6 +47,8 @@ pub struct Subject {
     pub epoch: Option<u32>,
     /// For the workers.
     pub network: Network,
+    /// The volume, where that is a temporary one, since the run's own cannot be written.
+    pub snapshot: Option<Snapshot>,
 }
 
 impl SubjectArgs {
@@ -59,7 +61,7 @@ impl SubjectArgs {
         if !given.run_json().is_file() {
             return Err(Failure::usage(format!("{} is not the folder of a run", self.run_dir.display())));
         }
-        let (root, run_id) = volume_and_run(&self.run_dir)?;
+        let (root, run_id, snapshot) = writable_volume(&self.run_dir)?;
         let volume = Volume::new(root);
         let id = run_id.parse().map_err(|error| Failure::usage(format!("{run_id}: {error}")))?;
         let run = volume.run(&id);
@@ -70,7 +72,7 @@ impl SubjectArgs {
         let checkpoint: Option<v1::File> = epoch.as_ref().map(|epoch| file_to_wire(&epoch.manifest.files.checkpoint));
         let first = record.resolved.init.as_ref().map(file_to_wire);
         let network = network_of(&spec, checkpoint.or(first));
-        Ok(Subject { volume, run_id, run, spec, epoch: epoch.map(|epoch| epoch.epoch.0), network })
+        Ok(Subject { volume, run_id, run, spec, epoch: epoch.map(|epoch| epoch.epoch.0), network, snapshot })
     }
 
     /// A run's spec with the device that is asked for, and the precision if one is.

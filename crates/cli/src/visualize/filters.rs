@@ -12,6 +12,7 @@ use crate::train::images_below_root;
 use deepcluster_proto::v1::{AscendRequest, AscendResult, ExtractRequest, ExtractResult, Progress};
 use deepcluster_service::requests::{file_to_wire, record_of};
 use deepcluster_volume::image_list::{self, ImageEntry};
+use deepcluster_volume::names;
 use deepcluster_volume::npy::ArrayFile;
 use deepcluster_volume::publish;
 use deepcluster_volume::records::{DigestsRecord, RunRecord, read_record};
@@ -119,6 +120,9 @@ impl FiltersArgs {
         subject.layers(std::slice::from_ref(&self.layer), Vec::new())?;
         // What lies in the run's own folder is replaced; in another one lies what is somebody else's.
         self.to.as_deref().map_or(Ok(()), check_free)?;
+        if self.to.is_none() && subject.snapshot.is_some() {
+            return Err(Failure::usage("the run's folder cannot be written; name another by --to"));
+        }
         let to = self.to.clone().unwrap_or_else(|| subject.run.path().join("visualize"));
         if fs::metadata(&to).is_ok_and(|found| !found.is_dir()) {
             return Err(Failure::usage(format!("{} is there already and is not a folder", to.display())));
@@ -240,7 +244,7 @@ impl FiltersArgs {
             let sheet = sheets.sheet(&entries, &picture);
             let sheet_name = format!("{}-{filter:04}-sheet.png", self.layer);
             publish::publish_bytes(&to.join(&sheet_name), &png(&sheet)?)?;
-            let paths: Vec<String> = entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect();
+            let paths: Vec<String> = entries.iter().map(|entry| names::escape(&entry.path).into_owned()).collect();
             let activations: Vec<f32> = top.iter().map(|top| top.activation).collect();
             shown.push(json!({
                 "event": "filter", "layer": self.layer, "filter": filter, "top": paths, "activations": activations,
@@ -284,7 +288,7 @@ fn left_out(images: &[ImageEntry], results: &[ExtractResult]) -> Vec<(String, St
     for skipped in results.iter().flat_map(|result| &result.skipped) {
         let image = usize::try_from(skipped.index).ok().and_then(|row| images.get(row));
         if let Some(image) = image.filter(|image| image.skipped.is_none()) {
-            left_out.push((String::from_utf8_lossy(&image.path).into_owned(), skipped.reason.clone()));
+            left_out.push((names::escape(&image.path).into_owned(), skipped.reason.clone()));
         }
     }
     left_out
