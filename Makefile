@@ -71,7 +71,7 @@ test-crops: setup
 	PHOTOS=$(abspath $(PHOTOS)) cargo test --release --workspace --test system crops_of_photographs -- --ignored --nocapture
 
 # Ratios to the ceiling and to the peer, on a machine that does nothing else, half an hour in all:
-#   make bench BENCH_PHOTOS=DIR BENCH_CIFAR=DIR PEER_PYTHON=FILE [BENCH_ONLY=views,clustering,network,epoch,gpu]
+#   make bench BENCH_PHOTOS=DIR BENCH_CIFAR=DIR PEER_PYTHON=FILE [BENCH_ONLY=views,clustering,network,epoch,sharing,small,gpu]
 # What is not given is left out.
 bench: build
 	$(foreach name,BENCH_PHOTOS BENCH_CIFAR PEER_PYTHON BENCH_ONLY,$(if $($(name)),$(name)=$($(name)))) \

@@ -46,7 +46,7 @@ fn checkpoints_of_pytorch_start_a_run_whatever_stands_before_their_names() {
         let output = train(&volume, &["--init", text(&file)]).unwrap_or_else(|why| panic!("{name}: {why}"));
         assert!(output.contains(said), "{name}: '{said}' is missing in {output}");
         let init = read_f32(&volume.join("runs/run-0001/init.safetensors")).unwrap();
-        assert!(init.len() > 100, "{name}: {} tensors", init.len());
+        assert!(init.len() >= 100, "{name}: {} tensors", init.len());
         for (tensor, found) in &init {
             weights.read_as_f32(tensor, &mut expected).unwrap();
             assert_eq!(found.values, expected, "{name}: {tensor}");

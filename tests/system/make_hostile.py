@@ -46,10 +46,11 @@ def bmp_of(width, height):
     return bmp[:18] + struct.pack("<ii", width, height) + bmp[26:]
 
 
-# Cut short, at the beginning, in the middle, and within the pixels.
+# Cut short, at the beginning, in the middle, and within the pixels. Of a JPEG the rows that are there are read.
 for ending, content in whole.items():
     for share in [0.02, 0.5, 0.9]:
-        (bad / f"cut-{int(share * 100)}.{ending}").write_bytes(content[: max(1, int(len(content) * share))])
+        folder = odd if ending == "jpg" and share >= 0.5 else bad
+        (folder / f"cut-{int(share * 100)}.{ending}").write_bytes(content[: max(1, int(len(content) * share))])
     (bad / f"empty.{ending}").write_bytes(b"")
     (bad / f"one-byte.{ending}").write_bytes(content[:1])
     (bad / f"zeros.{ending}").write_bytes(bytes(2000))

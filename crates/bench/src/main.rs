@@ -13,6 +13,7 @@ mod memory;
 mod parts;
 mod peer;
 mod sharing;
+mod small;
 mod table;
 
 use clap::{Parser, ValueEnum};
@@ -38,7 +39,7 @@ struct Cli {
         value_enum,
         value_delimiter = ',',
         value_name = "WHAT",
-        default_value = "views,clustering,network,epoch,sharing"
+        default_value = "views,clustering,network,epoch,sharing,small"
     )]
     only: Vec<What>,
     /// Photographs that the network is shown, by repeating those that there are: a shard, so that what comes with each shard
@@ -69,6 +70,8 @@ enum What {
     Network,
     /// A whole epoch of small pictures
     Epoch,
+    /// Clustering of few images
+    Small,
     /// Runs beside other processes on the same cores, and several extractors on one host
     Sharing,
     /// Three networks with large batches on a GPU, from photographs and from the cache; needs no compiler
@@ -129,6 +132,9 @@ fn run(cli: &Cli) -> Result<(), String> {
         }
         None if wanted(What::Epoch) => left_out("epoch", "no --cifar"),
         _ => {}
+    }
+    if wanted(What::Small) {
+        small::rows(scratch.path(), &mut rows)?;
     }
     if wanted(What::Sharing) {
         sharing::rows(scratch.path(), &mut rows)?;

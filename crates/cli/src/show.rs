@@ -91,6 +91,7 @@ impl Show {
             "images" if value.get("unread_in_training").is_some() => {
                 format!("{} images could not be read in training, as {}", value["unread_in_training"], text(&value, "example"))
             }
+            "images" if !text(&value, "message").is_empty() => text(&value, "message").to_owned(),
             "images" => images_line(&value),
             "fault" => format!("{}: {}; trying again", text(&value, "worker"), text(&value, "message")),
             _ => return Ok(()),

@@ -2,7 +2,7 @@
 
 use crate::run::Run;
 use deepcluster_domain::{AutoChoice, RunSpec};
-use deepcluster_images::decode::{self, Expected, REPLACED, UNKNOWN};
+use deepcluster_images::decode::{self, DECODERS, Expected, REPLACED, UNKNOWN};
 use deepcluster_images::find::describe;
 use deepcluster_images::{Decoded, FindOptions, Found, class_level, find_images};
 use deepcluster_service::requests::{images_folder, volume_status};
@@ -44,7 +44,8 @@ fn resolve(spec: &mut RunSpec, images: &[ImageEntry]) -> Result<(ResolvedRecord,
     let n_skipped = n_skipped(images);
     let resolved = spec.resolve(images.len() - n_skipped);
     let (k, choices) = resolved.map_err(|error| Status::invalid_argument(error.to_string()))?;
-    Ok((ResolvedRecord { k, n_images: images.len(), n_skipped, ..ResolvedRecord::default() }, choices))
+    let resolved = ResolvedRecord { k, n_images: images.len(), n_skipped, decoders: DECODERS, ..ResolvedRecord::default() };
+    Ok((resolved, choices))
 }
 
 /// Looks again at the images of a run that is to go on, since what kept them from being read may be over: a share that was
@@ -55,6 +56,7 @@ fn resolve(spec: &mut RunSpec, images: &[ImageEntry]) -> Result<(ResolvedRecord,
 /// As [`list`]; when the volume cannot be written.
 pub(crate) fn look_again(root: &Path, volume: &Volume, run: &Run) -> Result<(), Status> {
     let failed = |error: VolumeError| volume_status(&error);
+    note_decoders(run).map_err(failed)?;
     let record = run.record();
     let before = run.images().map_err(failed)?;
     let folder = images_folder(root, &run.spec.images)?;
@@ -79,7 +81,10 @@ pub(crate) fn look_again(root: &Path, volume: &Volume, run: &Run) -> Result<(), 
     }
     let resolved = match anew {
         // The options that were chosen stay: only k follows the new list.
-        true => ResolvedRecord { init: record.resolved.init, ..resolve(&mut run.spec.clone(), &images)?.0 },
+        true => {
+            let ResolvedRecord { k, n_images, n_skipped, .. } = resolve(&mut run.spec.clone(), &images)?.0;
+            ResolvedRecord { k, n_images, n_skipped, n_remarks: 0, images_csv: Vec::new(), ..record.resolved }
+        }
         // The list and k stay; too few readable images are noticed where they always are.
         false => ResolvedRecord { n_skipped: n_skipped(&images), n_remarks: n_remarks(&images), ..record.resolved },
     };
@@ -97,6 +102,18 @@ pub(crate) fn look_again(root: &Path, volume: &Volume, run: &Run) -> Result<(), 
     let checksum = run.publish_images(&images, |known| *known = resolved.clone()).map_err(failed)?;
     let body = json!({"epoch": record.epochs_done, "images": resolved.n_images, "skipped_in_all": resolved.n_skipped, "images_csv": checksum});
     run.event("images", Severity::Info, body).map_err(failed)
+}
+
+/// Says once that a run goes on with other decoders than it began with.
+fn note_decoders(run: &Run) -> Result<(), VolumeError> {
+    let record = run.record();
+    if record.resolved.decoders == DECODERS || record.epochs_done >= record.spec.epochs {
+        return Ok(());
+    }
+    run.update(|record| record.resolved.decoders = DECODERS)?;
+    let message = "this version decodes JPEGs by another library than the run began with: some pixels differ by a few levels, and so \
+                   will the run's last bytes";
+    run.event("images", Severity::Warning, json!({"epoch": record.epochs_done, "message": message}))
 }
 
 /// The folder as it is now; what is known to be unreadable keeps its reason, as headers alone do not tell.

@@ -83,7 +83,7 @@ impl Run {
             "state": record.state, "auto": choices, "k": record.resolved.k, "k_given": record.spec.k,
             "images": record.resolved.n_images, "skipped": record.resolved.n_skipped, "passed_over": record.resolved.passed_over,
             // What run.json can be made of again.
-            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "init": record.resolved.init, "init_note": record.resolved.init_note, "classes_note": record.resolved.classes_note,
+            "spec": record.spec, "images_csv": record.resolved.images_csv.last(), "init": record.resolved.init, "init_note": record.resolved.init_note, "decoders": record.resolved.decoders, "classes_note": record.resolved.classes_note,
             "request_id": record.request_id,
             "priority": record.priority, "labels": record.labels, "note": record.note,
         });

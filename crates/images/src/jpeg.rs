@@ -83,12 +83,20 @@ fn missing_rows(samples: &[u8], pitch: usize, height: usize) -> Result<Option<St
     let is_missing = |row: &&[u8]| row.iter().all(|sample| *sample == MISSING);
     let missing = samples.chunks_exact(pitch).rev().take_while(is_missing).count();
     match missing {
+        0 if ends_early(samples, pitch) => Ok(Some(format!("{TRUNCATED}the end of the last of {height} rows is missing"))),
         0 => Ok(None),
         _ if missing * 2 > height => {
             Err(Unreadable(format!("the file is cut off: only {} of {height} rows are there", height - missing)))
         }
         _ => Ok(Some(format!("{TRUNCATED}the last {missing} of {height} rows are missing"))),
     }
+}
+
+/// Whether the last row ends in a block that is not there.
+fn ends_early(samples: &[u8], pitch: usize) -> bool {
+    const BLOCK: usize = 8;
+    let row = &samples[samples.len().saturating_sub(pitch)..];
+    row.len() > BLOCK * 3 && row[row.len() - BLOCK * 3..].iter().all(|sample| *sample == MISSING)
 }
 
 /// Whether the whole picture was decoded nevertheless: what libjpeg-turbo warns of ("jerror.h", JWRN), it goes on after.

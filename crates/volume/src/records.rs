@@ -62,6 +62,9 @@ pub struct ResolvedRecord {
     /// What the search for images passed over, in a sentence; empty for nothing.
     #[serde(default)]
     pub passed_over: String,
+    /// By which decoders the images were last read, as `images::decode::DECODERS` counts them.
+    #[serde(default = "first_decoders")]
+    pub decoders: u32,
     /// Where classes come from, in a sentence; empty where they are the first folders, or there are none.
     #[serde(default)]
     pub classes_note: String,
@@ -74,6 +77,11 @@ pub struct ResolvedRecord {
     /// How those weights were found in their file, in a sentence; empty where there is nothing to say.
     #[serde(default)]
     pub init_note: String,
+}
+
+/// Those of runs that are older than this figure.
+fn first_decoders() -> u32 {
+    1
 }
 
 /// Where a run stands.

@@ -256,6 +256,7 @@ fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<()
             n_skipped,
             n_remarks: images.iter().filter(|image| image.remark.is_some()).count(),
             passed_over: created.passed_over,
+            decoders: created.decoders,
             classes_note: created.classes_note,
             images_csv: vec![checksum],
             init: created.init,
@@ -287,6 +288,8 @@ struct Created {
     init: Option<FileRecord>,
     #[serde(default)]
     passed_over: String,
+    #[serde(default)]
+    decoders: u32,
     #[serde(default)]
     classes_note: String,
     #[serde(default)]

@@ -161,7 +161,7 @@ fn epochs(glance: &Glance) -> String {
     let row = |epoch: &EpochScores| {
         format!(
             "<tr data-epoch=\"{n}\"><th scope=\"row\">{n}</th><td>{loss:.4}</td><td>{objective:.1}</td><td>{nonempty}</td>\
-             <td>{effective}</td><td>{largest:.1} %</td><td>{nmi_last}</td><td>{nmi_classes}</td><td>{extract}</td>\
+             <td>{effective}</td><td>{largest:.1} %</td><td>{nmi_last}</td><td>{nmi_classes}</td><td>{nmi_chance}</td><td>{extract}</td>\
              <td>{cluster}</td><td>{train}</td></tr>",
             n = epoch.epoch,
             loss = epoch.loss,
@@ -171,6 +171,7 @@ fn epochs(glance: &Glance) -> String {
             largest = epoch.largest_share * 100.0,
             nmi_last = score(epoch.nmi_last),
             nmi_classes = score(epoch.nmi_classes),
+            nmi_chance = score(epoch.nmi_chance),
             extract = span(epoch.extract_s),
             cluster = span(epoch.cluster_s),
             train = span(epoch.train_s),
@@ -189,6 +190,7 @@ fn epochs(glance: &Glance) -> String {
         "Largest",
         "NMI with the last epoch",
         "NMI with the folders",
+        "by chance",
         "Extraction",
         "Clustering",
         "Training",
