@@ -43,13 +43,14 @@ async fn the_work_of_a_trainer_and_a_clusterer_that_hang_is_repeated() {
     let stack = Stack::with(1, &["--worker-silence=5"]);
     let mut runs = stack.runs();
     let run = create(&mut runs, spec(2)).await;
-    // Each hangs before its work comes: the clustering of so few images takes no longer than a signal.
+    // One hangs before its work comes, as the clustering of so few images takes no longer than a signal; the other in its work.
     let (clusterer, trainer) = (&stack.workers[1], &stack.workers[2]);
     watch_until(&mut runs, &run.run_id, is_phase(0, "extract")).await;
     clusterer.signal(Signal::SIGSTOP);
     watch_until(&mut runs, &run.run_id, is_fault("clusterer")).await;
-    trainer.signal(Signal::SIGSTOP);
     clusterer.signal(Signal::SIGCONT);
+    watch_until(&mut runs, &run.run_id, is_phase(0, "train")).await;
+    trainer.signal(Signal::SIGSTOP);
     watch_until(&mut runs, &run.run_id, is_fault("trainer")).await;
     trainer.signal(Signal::SIGCONT);
     let events = watch_until(&mut runs, &run.run_id, has_ended).await;
