@@ -10,19 +10,21 @@
 # PyTorch program to compare with (peer/), and check.sh. The clusterer is built for the CPU: faiss's GPU half does not fit, and
 # check.sh says so.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 MOST_MIB=60
 [ $# -ge 1 ] || { sed -n '2,12p' "$0" >&2; exit 2; }
-kit=$1 photos=""
+kit=$(realpath -m "$1") photos=""
 shift
 while [ $# -gt 0 ]; do
   case $1 in
-    --photos) photos=$2; shift 2 ;;
+    --photos) photos=$(realpath "$2"); shift 2 ;;
     *) echo "gpu-kit: unknown option $1" >&2; exit 2 ;;
   esac
 done
 die() { echo "gpu-kit: $*" >&2; exit 1; }
+[ ! -e "$kit" ] || [ -z "$(ls -A "$kit")" ] || [ -f "$kit/check.sh" ] || die "$kit is there, and is no kit of ours"
+cd "$root"
 
 # The test programs whose answers are PyTorch's and faiss's, by the folders of their crates.
 test_program() { # CRATE
@@ -34,7 +36,7 @@ for line in sys.stdin:
         print(message["executable"])' "$1"
 }
 
-[ -x target/release/deepcluster-trainer ] || make build
+make -s build
 mkdir -p "$kit"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -60,7 +62,7 @@ cp -r crates/bench/peer "$kit/peer"
 cp deploy/gpu-kit/check.sh deploy/gpu-kit/*.py "$kit/"
 if [ -n "$photos" ]; then
   mkdir "$kit/photos"
-  find "$photos" -type f \( -iname '*.jpg' -o -iname '*.jpeg' \) | sort | head -n 200 | while read -r photo; do cp "$photo" "$kit/photos/"; done
+  find "$photos" -type f \( -iname '*.jpg' -o -iname '*.jpeg' \) | sort | sed -n 1,200p | while read -r photo; do cp "$photo" "$kit/photos/"; done
 fi
 mib=$(($(du -sk "$kit" | cut -f1) / 1024))
 [ "$mib" -le "$MOST_MIB" ] || die "$kit has $mib MiB, more than $MOST_MIB"

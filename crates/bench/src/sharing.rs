@@ -60,7 +60,9 @@ struct Runs {
 impl Runs {
     /// The least time of each phase.
     fn least(&self, name: &str, flags: &[&str], variables: &[(&str, &str)]) -> Result<Times, String> {
-        let flags = [&["--image-size=64", "--k=20", "--epochs=3", "--batch=64", "--precision=f32"], flags].concat();
+        // Small shards, so that every extractor has some.
+        let common = ["--image-size=64", "--k=20", "--epochs=3", "--batch=64", "--precision=f32", "--shard-images=128"];
+        let flags = [&common, flags].concat();
         let mut least: Option<Times> = None;
         for repeat in 0..REPEATS {
             let volume = self.scratch.join(format!("sharing-{name}-{repeat}"));

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::train::images_below_root;
-use deepcluster_domain::RunId;
+use deepcluster_domain::{RunId, RunSpec};
 use deepcluster_images::decode::{self, Expected, UNKNOWN};
 use deepcluster_images::find::check_there;
 use deepcluster_volume::events::{EventLog, Severity};
@@ -52,6 +52,9 @@ impl RunChanges {
         let _owned = VolumeLock::take(volume.root(), PATIENCE)?;
         let folder = volume.run(id);
         let mut record: RunRecord = read_record(&folder.run_json())?;
+        if record.state == RunState::Cancelled {
+            return Err(Failure::usage(format!("{id} is cancelled, and does not go on")));
+        }
         let mut message = Vec::new();
         if let Some(images) = &self.images {
             check_same(volume, &folder, &record, images)?;
@@ -68,6 +71,7 @@ impl RunChanges {
         if record.state == RunState::Finished && record.spec.epochs > record.epochs_done {
             record.state = RunState::Paused;
         }
+        RunSpec::try_from(record.spec.clone()).map_err(|error| Failure::usage(error.to_string()))?;
         record.message = message.join("; ");
         publish_record(&folder.run_json(), &record)?;
         let (mut log, _) = EventLog::open(&folder.events_jsonl())?;

@@ -180,7 +180,8 @@ fn instead_of_going_on(runs: &[Run], wire: &WireSpec, volume: &Path) -> Option<S
     for run in runs.iter().rev() {
         let Some(spec) = &run.spec else { continue };
         let id = &run.run_id;
-        if *spec == (WireSpec { epochs: spec.epochs, ..wire.clone() }) && wire.epochs > run.epochs_done {
+        let is_longer = wire.epochs > run.epochs_done && run.state() != RunState::Cancelled;
+        if *spec == (WireSpec { epochs: spec.epochs, ..wire.clone() }) && is_longer {
             let epochs = wire.epochs;
             return Some(format!(
                 "this begins another run, since {id} was made for {} epochs; `deepcluster resume {at} {id} --epochs {epochs}` goes on \

@@ -11,6 +11,7 @@ use crate::run::Run;
 use deepcluster_domain::geometry::shrunk;
 use deepcluster_domain::space::{SpaceNeeded, human};
 use deepcluster_domain::{RunSpec, ShardId};
+use deepcluster_images::decode::DECODERS;
 use deepcluster_proto::v1::CachedShard;
 use deepcluster_volume::events::{Severity, seconds_since_1970};
 use deepcluster_volume::image_list::ImageEntry;
@@ -181,13 +182,14 @@ fn most(workshop: &Workshop, run: &Run) -> Result<u64, VolumeError> {
     Ok(workshop.cache_limit.room(free, needed.saturating_sub(space::used(run.folder.path()))))
 }
 
-/// By what the decoded images of a run are known: where the images lie, how they are listed and shrunk.
+/// By what the decoded images of a run are known: who decoded them, where they lie, how they are listed and shrunk.
 fn key(spec: &RunSpec, images: &[ImageEntry]) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut add = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
+    add(&DECODERS.to_le_bytes());
     add(spec.images.as_bytes());
     add(&spec.cache_side.to_le_bytes());
     add(&spec.shard_images.to_le_bytes());

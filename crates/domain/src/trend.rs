@@ -60,11 +60,12 @@ pub fn trend_warnings(clustering: Clustering, epochs: &[EpochPoint]) -> Vec<Warn
     warnings
 }
 
-/// What to do where an earlier epoch was better.
-fn go_back_to(epoch: u32) -> String {
+/// What to do where an earlier epoch was better. Its clusters were made by the network that the epoch before it left.
+fn go_back_to(best: u32) -> String {
+    let network = best.saturating_sub(1);
     format!(
-        "take the network of epoch {epoch} (`deepcluster export RUN --epoch {epoch} --to FILE`), and train on from it with \
-         `--init FILE` and a lower --lr"
+        "take the network that made the clusters of epoch {best} (`deepcluster export RUN --epoch {network} --to FILE`), and train \
+         on from it with `--init FILE` and a lower --lr"
     )
 }
 
@@ -195,7 +196,7 @@ mod tests {
         let found = trend_warnings(Clustering::KMeans, &demo);
         assert_eq!(found[0].kind, "fallen-classes");
         assert!(found[0].message.contains("is 0.052, and was 0.162 in epoch 1"), "{found:?}");
-        assert!(found[0].remedy.contains("export RUN --epoch 1 "), "{found:?}");
+        assert!(found[0].remedy.contains("export RUN --epoch 0 "), "{found:?}");
         assert_eq!(kinds(&points(&[0.035, 0.162, 0.120])), [""; 0], "not by a third");
         assert_eq!(kinds(&points(&[0.03, 0.045, 0.02])), ["not-learned"], "chance falls, too");
     }

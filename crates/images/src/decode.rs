@@ -156,6 +156,9 @@ fn decode_other(content: &[u8], format: ImageFormat) -> Result<Decoded, Unreadab
     let brightest = match &image {
         DynamicImage::ImageLuma16(image) => image.as_raw().iter().copied().max(),
         DynamicImage::ImageRgb16(image) => image.as_raw().iter().copied().max(),
+        // Alpha is not to be counted.
+        DynamicImage::ImageLumaA16(image) => image.pixels().map(|pixel| pixel.0[0]).max(),
+        DynamicImage::ImageRgba16(image) => image.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]]).max(),
         _ => None,
     };
     Ok(Decoded { image: image.into_rgb8(), remark: brightest.and_then(dark_remark) })
@@ -275,6 +278,26 @@ mod tests {
         let mut wrong = written(&noise(40, 30), ImageFormat::Png);
         wrong[60] ^= 0x55;
         assert_eq!(decode_bytes(&wrong).unwrap_err().to_string(), "the PNG is damaged");
+    }
+
+    #[test]
+    fn a_progressive_jpeg_that_is_cut_off_has_a_remark() {
+        // Written by libjpeg-turbo, since the image crate writes none.
+        let image = noise(64, 64);
+        let mut compressor = turbojpeg::Compressor::new().unwrap();
+        compressor.set_progressive(true).unwrap();
+        let pixels = turbojpeg::Image {
+            pixels: image.as_raw().as_slice(),
+            width: 64,
+            pitch: 192,
+            height: 64,
+            format: turbojpeg::PixelFormat::RGB,
+        };
+        let whole = compressor.compress_to_vec(pixels).unwrap();
+        assert_eq!(decode_bytes(&whole).unwrap().remark, None);
+        assert_eq!(decode_bytes(&whole[..whole.len() - 2]).unwrap().remark, None, "only its end is missing");
+        let cut = decode_bytes(&whole[..whole.len() * 2 / 3]).unwrap();
+        assert!(cut.remark.as_ref().is_some_and(|remark| remark.starts_with("truncated: ")), "{:?}", cut.remark);
     }
 
     #[test]

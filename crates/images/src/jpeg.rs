@@ -1,7 +1,7 @@
 //! JPEG, by libjpeg-turbo: what stands behind the end of the first picture counts for nothing, any coding and sampling is read,
 //! and of a file that is cut off the rows that are there.
 
-use crate::decode::{Decoded, Unreadable};
+use crate::decode::{Decoded, MAX_ALLOCATION, Unreadable};
 use deepcluster_volume::image_list::TRUNCATED;
 use image::RgbImage;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -10,8 +10,10 @@ use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
 /// Most scans of a progressive file: real ones have about ten, and each costs a pass over the whole image.
 const MAX_SCANS: u32 = 500;
 
-/// Value of all samples of rows that the file does not hold.
-const MISSING: u8 = 128;
+/// Whether a sample may be one that the file does not hold: those are 128, or 127 after the conversion of colours with black.
+fn is_grey(sample: &u8) -> bool {
+    matches!(sample, 127 | 128)
+}
 
 /// Width and height, from the first frame header: segments are walked from the front, so that neither thumbnails inside of them
 /// nor what follows the picture is looked at.
@@ -63,12 +65,18 @@ pub(crate) fn decode(content: &[u8]) -> Result<Decoded, Unreadable> {
     let has_black = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
     let format = if has_black { PixelFormat::CMYK } else { PixelFormat::RGB };
     let pitch = width * format.size();
+    check_memory(width, height, format.size(), header.is_progressive)?;
     let mut samples = vec![0; pitch * height];
     let image = Image { pixels: samples.as_mut_slice(), width, pitch, height, format };
     let remark = match decompressor.decompress(content, image) {
         Ok(()) => None,
-        Err(error) if is_warning(&error) => missing_rows(&samples, pitch, height)?,
-        Err(error) => return Err(unreadable(&error)),
+        Err(error) if !is_warning(&error) => return Err(unreadable(&error)),
+        Err(error) if !is_cut(&error) => None,
+        // Of these the rows do not tell.
+        Err(_) if header.is_progressive || header.is_arithmetic => {
+            lacks_more_than_its_end(&mut decompressor, content, &samples, pitch, height)?
+        }
+        Err(_) => missing_rows(&samples, pitch, height)?,
     };
     if has_black {
         samples = rgb_of_cmyk(&samples);
@@ -78,9 +86,43 @@ pub(crate) fn decode(content: &[u8]) -> Result<Decoded, Unreadable> {
     Ok(Decoded { image, remark })
 }
 
+/// Makes sure that the image, the coefficients of a progressive one, and the colours of one with black fit into what a decoder may
+/// take.
+fn check_memory(width: usize, height: usize, channels: usize, is_progressive: bool) -> Result<(), Unreadable> {
+    let pixels = (width * height) as u64;
+    let coefficients = if is_progressive { 2 * channels as u64 } else { 0 };
+    let colours = if channels > 3 { 3 } else { 0 };
+    match pixels * (channels as u64 + coefficients + colours) > 2 * MAX_ALLOCATION {
+        true => Err(Unreadable("the JPEG needs more memory than 2 GB".to_owned())),
+        false => Ok(()),
+    }
+}
+
+/// Of a picture in several passes, or whose missing data are no grey: a remark, unless nothing but the marker of its end is missing.
+fn lacks_more_than_its_end(
+    decompressor: &mut Decompressor,
+    content: &[u8],
+    samples: &[u8],
+    pitch: usize,
+    height: usize,
+) -> Result<Option<String>, Unreadable> {
+    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+    let whole = [content, &END_OF_IMAGE].concat();
+    let header = decompressor.read_header(&whole).map_err(|error| unreadable(&error))?;
+    let mut again = vec![0; samples.len()];
+    let (width, height_again) = (header.width, header.height);
+    let format = if pitch == width * 4 { PixelFormat::CMYK } else { PixelFormat::RGB };
+    let image = Image { pixels: again.as_mut_slice(), width, pitch, height: height_again, format };
+    if decompressor.decompress(&whole, image).is_ok() {
+        return Ok(None);
+    }
+    let by_rows = missing_rows(samples, pitch, height)?;
+    Ok(by_rows.or_else(|| Some(format!("{TRUNCATED}the data end early, so that details are missing"))))
+}
+
 /// What is to be said of a picture whose data ended too early or is damaged, by the rows at the bottom that are not there.
 fn missing_rows(samples: &[u8], pitch: usize, height: usize) -> Result<Option<String>, Unreadable> {
-    let is_missing = |row: &&[u8]| row.iter().all(|sample| *sample == MISSING);
+    let is_missing = |row: &&[u8]| row.iter().all(is_grey);
     let missing = samples.chunks_exact(pitch).rev().take_while(is_missing).count();
     match missing {
         0 if ends_early(samples, pitch) => Ok(Some(format!("{TRUNCATED}the end of the last of {height} rows is missing"))),
@@ -96,7 +138,13 @@ fn missing_rows(samples: &[u8], pitch: usize, height: usize) -> Result<Option<St
 fn ends_early(samples: &[u8], pitch: usize) -> bool {
     const BLOCK: usize = 8;
     let row = &samples[samples.len().saturating_sub(pitch)..];
-    row.len() > BLOCK * 3 && row[row.len() - BLOCK * 3..].iter().all(|sample| *sample == MISSING)
+    row.len() > BLOCK * 3 && row[row.len() - BLOCK * 3..].iter().all(is_grey)
+}
+
+/// Whether a warning is one that the data ended too early.
+fn is_cut(error: &turbojpeg::Error) -> bool {
+    let message = error.to_string();
+    message.contains("Premature end of JPEG file") || message.contains("premature end of data segment")
 }
 
 /// Whether the whole picture was decoded nevertheless: what libjpeg-turbo warns of ("jerror.h", JWRN), it goes on after.

@@ -366,7 +366,7 @@ mod tests {
             found.headline,
             "Not healthy: in epoch 3, the NMI with the classes is 0.052, and was 0.162 in epoch 1; random clusters have 0.030."
         );
-        assert!(found.actions[0].contains("export RUN --epoch 1 "), "{found:?}");
+        assert!(found.actions[0].contains("export RUN --epoch 0 "), "{found:?}");
         assert!(found.reasons.iter().any(|reason| reason.contains("the loss falls (3.500 to 2.500")), "{found:?}");
         assert!(found.reasons.iter().any(|reason| reason.contains("at best 0.162 in epoch 1")), "{found:?}");
     }

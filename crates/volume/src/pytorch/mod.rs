@@ -60,6 +60,7 @@ impl PytorchFile {
     pub fn open(path: &Path) -> Result<Self, VolumeError> {
         let corrupt = |why: &dyn std::fmt::Display| VolumeError::corrupt(path, why);
         let mut file = File::open(path).map_err(VolumeError::io(path))?;
+        let size = file.metadata().map_err(VolumeError::io(path))?.len();
         let mut head = [0; 6];
         file.read_exact(&mut head).map_err(|error| corrupt(&error))?;
         if head == OLD {
@@ -82,13 +83,14 @@ impl PytorchFile {
             return Err(corrupt(&"its data.pkl is compressed, or too large"));
         }
         pickle.take(MAX_PICKLE).read_to_end(&mut bytes).map_err(|error| corrupt(&error))?;
-        let root = pickle::load(&bytes).map_err(|why| corrupt(&why))?;
-        let (found_in, dict) = tensors_in(&root, 2)
+        let pickle = pickle::load(&bytes).map_err(|why| corrupt(&why))?;
+        let (found_in, dict) = tensors_in(&pickle.root, 2)
             .ok_or_else(|| corrupt(&"it holds no tensors by name; save the network's state_dict(), not the network itself"))?;
         let mut found = Self { path: path.to_owned(), tensors: BTreeMap::new(), found_in };
         for (key, value) in dict.pairs.borrow().iter() {
             if let (Value::Text(name), Value::Tensor(tensor)) = (key, value) {
-                let place = place_of(&mut archive, &folder, tensor).map_err(|why| corrupt(&format!("tensor {name} {why}")))?;
+                let place =
+                    place_of(&mut archive, size, &folder, tensor).map_err(|why| corrupt(&format!("tensor {name} {why}")))?;
                 found.tensors.insert(
                     name.to_string(),
                     (Described { name: name.to_string(), dtype: place.0, shape: tensor.shape.clone() }, place.1),
@@ -143,24 +145,25 @@ impl PytorchFile {
 fn tensors_in(value: &Value, levels: u32) -> Option<(Vec<String>, Rc<Dict>)> {
     let Value::Dict(dict) = value else { return None };
     let pairs = dict.pairs.borrow();
-    if pairs.iter().any(|pair| matches!(pair, (Value::Text(_), Value::Tensor(_)))) {
-        return Some((Vec::new(), Rc::clone(dict)));
-    }
-    if levels == 0 {
-        return None;
-    }
-    for place in PLACES {
-        let inner = pairs.iter().find(|(key, _)| matches!(key, Value::Text(key) if &**key == place));
+    // Beside a state_dict there may be tensors that are none of the network, as the best accuracy.
+    for place in if levels > 0 { PLACES.as_slice() } else { &[] } {
+        let inner = pairs.iter().find(|(key, _)| matches!(key, Value::Text(key) if &**key == *place));
         if let Some((mut names, found)) = inner.and_then(|(_, value)| tensors_in(value, levels - 1)) {
-            names.insert(0, place.to_owned());
+            names.insert(0, (*place).to_owned());
             return Some((names, found));
         }
     }
-    None
+    let has_tensors = pairs.iter().any(|pair| matches!(pair, (Value::Text(_), Value::Tensor(_))));
+    has_tensors.then(|| (Vec::new(), Rc::clone(dict)))
 }
 
 /// Type and place of a tensor, once it was found to lie inside of its storage.
-fn place_of(archive: &mut ZipArchive<File>, folder: &str, tensor: &StoredTensor) -> Result<(Dtype, Place), String> {
+fn place_of(
+    archive: &mut ZipArchive<File>,
+    file_size: u64,
+    folder: &str,
+    tensor: &StoredTensor,
+) -> Result<(Dtype, Place), String> {
     let dtype = match &*tensor.storage.kind {
         "FloatStorage" => Dtype::F32,
         "HalfStorage" => Dtype::F16,
@@ -179,6 +182,10 @@ fn place_of(archive: &mut ZipArchive<File>, folder: &str, tensor: &StoredTensor)
         return Err("is compressed, which torch.save does not do".to_owned());
     }
     let start = entry.data_start().ok_or("has no place in the file")?;
+    // What the archive claims is not yet in the file.
+    if entry.size() != entry.compressed_size() || start.checked_add(entry.size()).is_none_or(|end| end > file_size) {
+        return Err("is cut off".to_owned());
+    }
     let place = Place { start, bytes: entry.size(), offset: tensor.offset, stride: tensor.stride.clone() };
     let mut last = Some(tensor.offset);
     for (n, stride) in tensor.shape.iter().zip(&tensor.stride) {

@@ -3,11 +3,17 @@
 //! What a pickle wants to construct is known by name: tensors and ordered dicts are understood, everything else becomes
 //! [`Value::Other`]. Lists and sets are not kept, since no tensor that has a name lies in one.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// Deepest nesting of values: state_dicts have four levels.
+/// Most values of a pickle: that of a network of ten thousand tensors has some 200,000.
+const MAX_VALUES: usize = 4_000_000;
+
+/// Most dimensions of a tensor.
+const MAX_AXES: usize = 16;
+
+/// Deepest nesting of tuples: those of tensors have two levels.
 const MAX_DEPTH: u32 = 64;
 
 /// A value of a pickle.
@@ -28,7 +34,6 @@ pub(crate) enum Value {
 /// Pairs in the order of the file.
 #[derive(Debug, Default)]
 pub(crate) struct Dict {
-    depth: Cell<u32>,
     pub(crate) pairs: RefCell<Vec<(Value, Value)>>,
 }
 
@@ -52,22 +57,58 @@ pub(crate) struct StoredTensor {
     pub(crate) stride: Vec<usize>,
 }
 
-/// The value of a pickle.
+/// All dicts of a pickle. Each is emptied before any of them goes, since dicts that lie in each other a million levels deep would
+/// overflow the stack.
+#[derive(Debug, Default)]
+struct Dicts(Vec<Rc<Dict>>);
+
+impl Drop for Dicts {
+    fn drop(&mut self) {
+        for dict in &self.0 {
+            dict.pairs.take();
+        }
+    }
+}
+
+/// What a pickle holds.
+#[derive(Debug)]
+pub(crate) struct Pickle {
+    // Goes before what refers to it.
+    _dicts: Dicts,
+    pub(crate) root: Value,
+}
+
+/// Reads a pickle.
 ///
 /// # Errors
 /// One clause about what is wrong.
-pub(crate) fn load(bytes: &[u8]) -> Result<Value, String> {
-    let mut machine = Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+pub(crate) fn load(bytes: &[u8]) -> Result<Pickle, String> {
+    let mut machine = Machine {
+        dicts: Dicts::default(),
+        bytes,
+        at: 0,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        n_values: 0,
+    };
     loop {
         let op = machine.take(1)?[0];
         if op == b'.' {
-            return machine.pop();
+            let root = machine.pop()?;
+            return Ok(Pickle { _dicts: std::mem::take(&mut machine.dicts), root });
         }
         machine.step(op)?;
+        if machine.n_values > MAX_VALUES {
+            return Err(format!("the pickle has more than {MAX_VALUES} values"));
+        }
     }
 }
 
 struct Machine<'a> {
+    // Goes before what refers to it.
+    dicts: Dicts,
+    n_values: usize,
     bytes: &'a [u8],
     at: usize,
     stack: Vec<Value>,
@@ -104,6 +145,7 @@ impl<'a> Machine<'a> {
     }
 
     fn push(&mut self, value: Value) {
+        self.n_values += 1;
         self.stack.push(value);
     }
 
@@ -120,6 +162,12 @@ impl<'a> Machine<'a> {
     fn push_text(&mut self, bytes: &[u8]) {
         // Python's own names may hold lone surrogates; names of tensors do not.
         self.push(Value::Text(String::from_utf8_lossy(bytes).into()));
+    }
+
+    fn push_dict(&mut self) {
+        let dict = Rc::<Dict>::default();
+        self.dicts.0.push(Rc::clone(&dict));
+        self.push(Value::Dict(dict));
     }
 
     fn push_tuple(&mut self, values: Vec<Value>) -> Result<(), String> {
@@ -204,10 +252,10 @@ impl<'a> Machine<'a> {
                 let values = self.pop_mark()?;
                 self.push_tuple(values)?;
             }
-            b'}' => self.push(Value::Dict(Rc::default())),
+            b'}' => self.push_dict(),
             b'd' => {
                 let pairs = self.pop_mark()?;
-                self.push(Value::Dict(Rc::default()));
+                self.push_dict();
                 self.set_items(pairs)?;
             }
             b's' => {
@@ -260,7 +308,10 @@ impl<'a> Machine<'a> {
             }
             b'R' | 0x81 => {
                 let (arguments, class) = (self.pop()?, self.pop()?);
-                self.push(constructed(&class, &arguments));
+                match &class {
+                    Value::Global(class) if DICTS.contains(&&**class) => self.push_dict(),
+                    _ => self.push(constructed(&class, &arguments)),
+                }
             }
             0x92 => {
                 for _ in 0..3 {
@@ -293,7 +344,6 @@ impl<'a> Machine<'a> {
             // Of a class that is not known.
             return if self.stack.is_empty() { Err("the pickle fills a dict that is not there".to_owned()) } else { Ok(()) };
         };
-        dict.depth.set(dict.depth.get().max(deeper(items.iter())?));
         let mut items = items.into_iter();
         while let (Some(key), Some(value)) = (items.next(), items.next()) {
             dict.pairs.borrow_mut().push((key, value));
@@ -306,7 +356,7 @@ impl<'a> Machine<'a> {
 fn deeper<'v>(values: impl Iterator<Item = &'v Value>) -> Result<u32, String> {
     let depth = values.map(|value| match value {
         Value::Tuple(tuple) => tuple.0,
-        Value::Dict(dict) => dict.depth.get(),
+        // Dicts are emptied before they go.
         _ => 0,
     });
     match depth.max().unwrap_or(0) + 1 {
@@ -323,11 +373,13 @@ fn storage_of(id: &Value) -> Option<Storage> {
     Some(Storage { kind: kind.into(), key: Rc::clone(key) })
 }
 
+/// Classes of dicts.
+const DICTS: [&str; 2] = ["collections.OrderedDict", "collections.defaultdict"];
+
 fn constructed(class: &Value, arguments: &Value) -> Value {
     let (Value::Global(class), Value::Tuple(arguments)) = (class, arguments) else { return Value::Other };
     let arguments = &arguments.1;
     match &**class {
-        "collections.OrderedDict" | "collections.defaultdict" => Value::Dict(Rc::default()),
         "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor" => {
             tensor_of(arguments).map_or(Value::Other, |tensor| Value::Tensor(Rc::new(tensor)))
         }
@@ -343,6 +395,9 @@ fn tensor_of(arguments: &[Value]) -> Option<StoredTensor> {
     let [Value::Storage(storage), Value::Int(offset), Value::Tuple(shape), Value::Tuple(stride), ..] = arguments else {
         return None;
     };
+    if shape.1.len() > MAX_AXES || stride.1.len() > MAX_AXES {
+        return None;
+    }
     let numbers = |values: &[Value]| -> Option<Vec<usize>> {
         let number = |value: &Value| if let Value::Int(number) = value { usize::try_from(*number).ok() } else { None };
         values.iter().map(number).collect()
@@ -365,7 +420,12 @@ mod tests {
         let deep = [b"\x80\x02)".as_slice(), &vec![0x85; 1_000_000], b"."].concat();
         assert!(load(&deep).unwrap_err().contains("nested"));
         let dicts = [b"\x80\x02}q\x00X\x01\0\0\0ah\x00s".as_slice(), &b"h\x00X\x01\0\0\0bh\x00s".repeat(100), b"."].concat();
-        assert!(load(&dicts).is_err(), "a dict inside of itself");
+        assert!(load(&dicts).is_ok(), "a dict inside of itself");
+        // Each dict is put into the one above before it is filled: no level is deeper than the one before when it is made.
+        let chain = [b"\x80\x02}q\x00".as_slice(), &b"h\x00K\x01}q\x00s0".repeat(500_000), b"}."].concat();
+        assert!(load(&chain).is_ok(), "half a million levels");
+        let many = [b"\x80\x02".as_slice(), &vec![b')'; MAX_VALUES + 1], b"."].concat();
+        assert!(load(&many).unwrap_err().contains("values"));
         for bytes in [
             b"".as_slice(),
             b"\x80",
@@ -379,6 +439,6 @@ mod tests {
         }
         // os.system("…") is a value like others: it is not called.
         let call = b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R.";
-        assert!(matches!(load(call), Ok(Value::Other)));
+        assert!(matches!(load(call).unwrap().root, Value::Other));
     }
 }
