@@ -5,11 +5,12 @@ use crate::train::images_below_root;
 use deepcluster_domain::{RunId, RunSpec};
 use deepcluster_images::decode::{self, Expected, UNKNOWN};
 use deepcluster_images::find::check_there;
+use deepcluster_volume::digests::known_digests;
 use deepcluster_volume::events::{EventLog, Severity};
 use deepcluster_volume::image_list::{self, ImageEntry};
 use deepcluster_volume::lock::VolumeLock;
-use deepcluster_volume::records::{DigestsRecord, RunRecord, RunState, publish_record, read_record};
-use deepcluster_volume::{RunFolder, Volume, VolumeError, npy};
+use deepcluster_volume::records::{RunRecord, RunState, publish_record, read_record};
+use deepcluster_volume::{RunFolder, Volume};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,7 +58,7 @@ impl RunChanges {
         }
         let mut message = Vec::new();
         if let Some(images) = &self.images {
-            check_same(volume, &folder, &record, images)?;
+            check_same(&folder, &record, images)?;
             record.spec.images = images_below_root(images)?;
             message.push(format!("the images lie in {} now", images.display()));
         }
@@ -81,11 +82,11 @@ impl RunChanges {
 }
 
 /// Makes sure that a folder holds the images of a run: that some of them are there, and with the content that the run has read.
-fn check_same(volume: &Volume, folder: &RunFolder, record: &RunRecord, images: &Path) -> Result<(), Failure> {
+fn check_same(folder: &RunFolder, record: &RunRecord, images: &Path) -> Result<(), Failure> {
     let wrong = |why: String| Failure::usage(format!("--images {why}"));
     let entries = image_list::read_known(&folder.images_csv(), &record.resolved.images_csv)?;
     check_there(images, &entries).map_err(|error| wrong(error.to_string()))?;
-    let digests = known_digests(volume, folder, record.spec.shard_images as usize)?;
+    let digests = known_digests(folder, record.spec.shard_images as usize, entries.len());
     let takes_part = |row: &usize| entries[*row].skipped.is_none();
     let rows: Vec<usize> = (0..entries.len()).filter(takes_part).collect();
     let mut content = Vec::new();
@@ -96,19 +97,4 @@ fn check_same(volume: &Volume, folder: &RunFolder, record: &RunRecord, images: &
         decode::read(&path, Some(expected), &mut content).map_err(|why| wrong(format!("{}: {why}", path.display())))?;
     }
     Ok(())
-}
-
-/// Digests of the images, in their order, as far as the run has read them.
-fn known_digests(volume: &Volume, folder: &RunFolder, shard_images: usize) -> Result<Vec<i64>, Failure> {
-    let record = match read_record::<DigestsRecord>(&folder.digests_json()) {
-        Ok(record) => record,
-        Err(VolumeError::Missing(_)) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let mut digests = Vec::new();
-    for (shard, file) in &record.shards {
-        digests.resize(*shard as usize * shard_images, UNKNOWN);
-        digests.extend(npy::read_i64(&volume.verified(file)?)?);
-    }
-    Ok(digests)
 }

@@ -11,7 +11,7 @@ use crate::train::{images_below_root, while_alive};
 use calibration::Site;
 use deepcluster_domain::space::human;
 use deepcluster_domain::{AutoChoice, RunSpec};
-use deepcluster_images::{FindOptions, Found, find_images};
+use deepcluster_images::{FindOptions, ImageSearch, find_images};
 use deepcluster_volume::image_list::ImageEntry;
 use deepcluster_volume::{Volume, space};
 pub use forecast::Cost;
@@ -59,7 +59,7 @@ impl PlanArgs {
         spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
         let options = FindOptions { include_hidden: spec.include_hidden, volume: Some(&self.out) };
         let found = find_images(&folder, options).map_err(|error| Failure::usage(error.to_string()))?;
-        let Found { images, passed_over } = found;
+        let ImageSearch { images, passed_over } = found;
         let passed_over = passed_over.sentence().unwrap_or_default();
         let readable = images.iter().filter(|image| image.skipped.is_none()).count() as u64;
         let n = self.simulate.unwrap_or(readable);

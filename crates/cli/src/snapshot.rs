@@ -1,8 +1,8 @@
 //! One run as it is now, on a volume of its own: for commands that only read a run, while a coordinator works on its volume or
 //! where that cannot be written.
 //!
-//! The files of committed epochs are hard links, or symbolic ones where the snapshot lies on another file system, so nothing
-//! is copied but the run's record, its list of images and its events. With hard links an epoch stays readable when the run removes it.
+//! Its files are hard links, or symbolic ones where the snapshot lies on another file system; only the run's record is written anew.
+//! With hard links an epoch stays readable when the run removes it.
 
 use crate::failure::Failure;
 use crate::local::volume_and_run;
@@ -42,11 +42,8 @@ impl Snapshot {
         let id = run_id.parse().map_err(|error| Failure::usage(format!("{run_id}: {error}")))?;
         let target = Volume::new(folder.path()).run(&id);
         let mut record: RunRecord = read_record(&run.run_json())?;
-        for (from, to) in [(run.images_csv(), target.images_csv()), (run.events_jsonl(), target.events_jsonl())] {
-            publish::create_folder(target.path())?;
-            let content = fs::read(&from).map_err(|error| failed(&from, &error))?;
-            publish::publish_bytes(&to, &content)?;
-        }
+        publish::create_folder(target.path())?;
+        link(&run.images_csv(), &target.images_csv())?;
         if record.resolved.init.is_some() {
             link(&run.init(), &target.init())?;
         }
@@ -57,8 +54,11 @@ impl Snapshot {
                 continue;
             }
             publish::create_folder(target.epoch(epoch).path())?;
-            link_files(run.epoch(epoch).path(), target.epoch(epoch).path())?;
-            last = epoch.0 + 1;
+            match link_files(run.epoch(epoch).path(), target.epoch(epoch).path()) {
+                Ok(()) => last = epoch.0 + 1,
+                // The run has removed it meanwhile.
+                Err(_) => publish::remove(target.epoch(epoch).path())?,
+            }
         }
         (record.state, record.epochs_done, record.spec.epochs) = (RunState::Finished, last, last.max(1));
         publish_record(&target.run_json(), &record)?;

@@ -81,7 +81,7 @@ pub(crate) async fn after_commit(
     image_list::publish_labels(&run.folder.labels_csv(), &images, &labels, &distances)?;
     let body = serde_json::to_value(scores).map_err(|error| VolumeError::corrupt(&folder.epoch_json(), error))?;
     run.event_of_epoch(epoch, "epoch", Severity::Info, body)?;
-    let view = RunView::read(&run.folder)?;
+    let view = RunView::of(&run.record(), &run.events_from(0, usize::MAX));
     warn_of(run, epoch, &view)?;
     tell(run, scores);
     beside.await;

@@ -4,7 +4,7 @@ use crate::run::Run;
 use deepcluster_domain::{AutoChoice, RunSpec};
 use deepcluster_images::decode::{self, DECODERS, Expected, REPLACED, UNKNOWN};
 use deepcluster_images::find::describe;
-use deepcluster_images::{Decoded, FindOptions, Found, class_level, find_images};
+use deepcluster_images::{Decoded, FindOptions, ImageSearch, class_level, find_images};
 use deepcluster_service::requests::{images_folder, volume_status};
 use deepcluster_volume::events::Severity;
 use deepcluster_volume::image_list::{ImageEntry, TRUNCATED};
@@ -24,7 +24,7 @@ pub(crate) fn list(
     volume: &Volume,
     spec: &mut RunSpec,
 ) -> Result<(Vec<ImageEntry>, ResolvedRecord, Vec<AutoChoice>), Status> {
-    let Found { images, passed_over } = find(&images_folder(root, &spec.images)?, volume, spec)?;
+    let ImageSearch { images, passed_over } = find(&images_folder(root, &spec.images)?, volume, spec)?;
     let (mut resolved, choices) = resolve(spec, &images)?;
     resolved.passed_over = passed_over.sentence().unwrap_or_default();
     resolved.classes_note = match class_level(&images, spec.classes_from) {
@@ -34,7 +34,7 @@ pub(crate) fn list(
     Ok((images, resolved, choices))
 }
 
-fn find(folder: &Path, volume: &Volume, spec: &RunSpec) -> Result<Found, Status> {
+fn find(folder: &Path, volume: &Volume, spec: &RunSpec) -> Result<ImageSearch, Status> {
     let options = FindOptions { include_hidden: spec.include_hidden, volume: Some(volume.root()) };
     find_images(folder, options).map_err(|error| Status::invalid_argument(error.to_string()))
 }
@@ -73,9 +73,10 @@ pub(crate) fn look_again(root: &Path, volume: &Volume, run: &Run) -> Result<(), 
         let expected = Expected { bytes: image.bytes, digest: UNKNOWN };
         let path = folder.join(image.as_path());
         let read = decode::read(&path, Some(expected), &mut content).and_then(|_| decode::decode(&content));
+        image.skipped = None;
         match read {
             Ok(Decoded { remark: Some(remark), .. }) => note_remark(&run.spec, image, &remark),
-            Ok(_) => image.skipped = None,
+            Ok(_) => {}
             Err(why) => image.skipped = Some(why.to_string()),
         }
     }
@@ -161,12 +162,14 @@ pub(crate) fn example(image: &ImageEntry, why: &str) -> String {
 
 /// Notes what was noticed when an image was read; with it, the spec may leave it out.
 pub(crate) fn note_remark(spec: &RunSpec, image: &mut ImageEntry, remark: &str) {
+    if image.skipped.is_some() {
+        return;
+    }
     if spec.skip_truncated && remark.starts_with(TRUNCATED) {
         // Without the word that images.csv has for those that take part.
         image.skipped = Some(format!("the file is cut off: {}", remark.trim_start_matches(TRUNCATED)));
         image.remark = None;
     } else {
-        image.skipped = None;
         image.remark = Some(remark.to_owned());
     }
 }

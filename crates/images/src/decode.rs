@@ -85,8 +85,7 @@ pub struct Expected {
     pub digest: i64,
 }
 
-/// No digest.
-pub const UNKNOWN: i64 = 0;
+pub use deepcluster_volume::digests::UNKNOWN;
 
 /// Reads a file into `content`, and takes its digest: the first eight bytes of BLAKE3, never [`UNKNOWN`].
 ///
@@ -304,6 +303,27 @@ mod tests {
             assert!(cut.remark.as_ref().is_some_and(|remark| remark.starts_with("truncated: ")), "{kept}: {:?}", cut.remark);
         }
         assert!(n_read > 3, "{n_read} were read");
+    }
+
+    #[test]
+    fn lossless_jpegs_are_read_and_those_of_12_bits_are_named() {
+        let image = noise(40, 30);
+        let mut compressor = turbojpeg::Compressor::new().unwrap();
+        compressor.set_lossless(true).unwrap();
+        let pixels = turbojpeg::Image {
+            pixels: image.as_raw().as_slice(),
+            width: 40,
+            pitch: 120,
+            height: 30,
+            format: turbojpeg::PixelFormat::RGB,
+        };
+        let lossless = compressor.compress_to_vec(pixels).unwrap();
+        assert_eq!(decode_bytes(&lossless).unwrap().image, image);
+        let mut twelve = written(&image, ImageFormat::Jpeg);
+        let frame = twelve.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
+        twelve[frame + 4] = 12;
+        let why = decode_bytes(&twelve).unwrap_err().to_string();
+        assert!(why.contains("12 or 16 bits"), "{why}");
     }
 
     #[test]

@@ -41,9 +41,9 @@ pub struct FindOptions<'a> {
     pub volume: Option<&'a Path>,
 }
 
-/// What a search has found.
+/// The outcome of a search.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct ImageSearch {
     /// The images.
     pub images: Vec<ImageEntry>,
     /// What else there was.
@@ -56,7 +56,7 @@ pub struct Found {
 ///
 /// # Errors
 /// When `root` cannot be listed, or there is not one image.
-pub fn find_images(root: &Path, options: FindOptions) -> Result<Found, FindError> {
+pub fn find_images(root: &Path, options: FindOptions) -> Result<ImageSearch, FindError> {
     let metadata = fs::metadata(root).map_err(|error| FindError::Io(root.to_owned(), error))?;
     if !metadata.is_dir() {
         return Err(FindError::NotAFolder(root.to_owned()));
@@ -71,7 +71,7 @@ pub fn find_images(root: &Path, options: FindOptions) -> Result<Found, FindError
     }
     paths.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
     let images = paths.par_iter().map(|path| describe(root, path)).collect();
-    Ok(Found { images, passed_over: walk.passed_over })
+    Ok(ImageSearch { images, passed_over: walk.passed_over })
 }
 
 /// Makes sure that `root` is where a list of images was made, as far as a look at some of them tells: the images of a folder
@@ -222,7 +222,8 @@ mod tests {
             image.save(root.join(place).join("one.png")).unwrap();
         }
         fs::copy(root.join("a/one.png"), root.join("photo.HEIC")).unwrap();
-        let names = |found: &Found| found.images.iter().map(|image| image.as_path().display().to_string()).collect::<Vec<_>>();
+        let names =
+            |found: &ImageSearch| found.images.iter().map(|image| image.as_path().display().to_string()).collect::<Vec<_>>();
         let volume = root.join("vol");
         let options = FindOptions { volume: Some(&volume), ..FindOptions::default() };
         let found = find_images(root, options).unwrap();

@@ -5,10 +5,13 @@ use crate::decode::{Decoded, MAX_ALLOCATION, Unreadable};
 use deepcluster_volume::image_list::TRUNCATED;
 use image::RgbImage;
 use std::io::{self, Read, Seek, SeekFrom};
-use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
+use turbojpeg::{Colorspace, DecompressHeader, Decompressor, Image, PixelFormat};
 
 /// Most scans of a progressive file: real ones have about ten, and each costs a pass over the whole image.
 const MAX_SCANS: u32 = 500;
+
+/// The marker that ends a picture.
+const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
 /// Whether a sample may be one that the file does not hold: those are 128, or 127 after the conversion of colours with black.
 fn is_grey(sample: &u8) -> bool {
@@ -61,84 +64,86 @@ pub(crate) fn decode(content: &[u8]) -> Result<Decoded, Unreadable> {
     let mut decompressor = Decompressor::new().map_err(|error| unreadable(&error))?;
     decompressor.set_scan_limit(MAX_SCANS).map_err(|error| unreadable(&error))?;
     let header = decompressor.read_header(content).map_err(|error| unreadable(&error))?;
-    let (width, height) = (header.width, header.height);
     let has_black = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
     let format = if has_black { PixelFormat::CMYK } else { PixelFormat::RGB };
-    let pitch = width * format.size();
-    check_memory(width, height, format.size(), header.is_progressive)?;
-    let mut samples = vec![0; pitch * height];
-    let image = Image { pixels: samples.as_mut_slice(), width, pitch, height, format };
-    let remark = match decompressor.decompress(content, image) {
+    check_memory(&header, format)?;
+    let (mut samples, outcome) = decompress(&mut decompressor, content, &header, format);
+    let rows = Rows { samples: &samples, pitch: header.width * format.size(), channels: format.size() };
+    let remark = match outcome {
         Ok(()) => None,
         Err(error) if !is_warning(&error) => return Err(unreadable(&error)),
         Err(error) if !is_cut(&error) => None,
-        // Of these the rows do not tell.
+        // Of a picture in several passes, and of arithmetic coding, missing data are no grey.
         Err(_) if header.is_progressive || header.is_arithmetic => {
-            lacks_more_than_its_end(&mut decompressor, content, &samples, pitch, height)?
+            let whole = [content, &END_OF_IMAGE].concat();
+            match decompress(&mut decompressor, &whole, &header, format).1 {
+                Ok(()) => None,
+                Err(_) => {
+                    Some(rows.remark()?.unwrap_or_else(|| format!("{TRUNCATED}the data end early, so that details are missing")))
+                }
+            }
         }
-        Err(_) => missing_rows(&samples, pitch, height)?,
+        Err(_) => rows.remark()?,
     };
     if has_black {
         samples = rgb_of_cmyk(&samples);
     }
-    let image = RgbImage::from_raw(width as u32, height as u32, samples);
+    let image = RgbImage::from_raw(header.width as u32, header.height as u32, samples);
     let image = image.ok_or_else(|| Unreadable("the JPEG has no pixels".to_owned()))?;
     Ok(Decoded { image, remark })
 }
 
+/// All samples, as far as there are any, and whether there was something to warn of.
+fn decompress(
+    decompressor: &mut Decompressor,
+    content: &[u8],
+    header: &DecompressHeader,
+    format: PixelFormat,
+) -> (Vec<u8>, turbojpeg::Result<()>) {
+    let (width, height) = (header.width, header.height);
+    let pitch = width * format.size();
+    let mut samples = vec![0; pitch * height];
+    let outcome = decompressor.decompress(content, Image { pixels: samples.as_mut_slice(), width, pitch, height, format });
+    (samples, outcome)
+}
+
 /// Makes sure that the image, the coefficients of a progressive one, and the colours of one with black fit into what a decoder may
 /// take.
-fn check_memory(width: usize, height: usize, channels: usize, is_progressive: bool) -> Result<(), Unreadable> {
-    let pixels = (width * height) as u64;
-    let coefficients = if is_progressive { 2 * channels as u64 } else { 0 };
+fn check_memory(header: &DecompressHeader, format: PixelFormat) -> Result<(), Unreadable> {
+    let channels = format.size() as u64;
+    let coefficients = if header.is_progressive { 2 * channels } else { 0 };
     let colours = if channels > 3 { 3 } else { 0 };
-    match pixels * (channels as u64 + coefficients + colours) > 2 * MAX_ALLOCATION {
+    match (header.width * header.height) as u64 * (channels + coefficients + colours) > 2 * MAX_ALLOCATION {
         true => Err(Unreadable("the JPEG needs more memory than 2 GB".to_owned())),
         false => Ok(()),
     }
 }
 
-/// Of a picture in several passes, or whose missing data are no grey: a remark, unless nothing but the marker of its end is missing.
-fn lacks_more_than_its_end(
-    decompressor: &mut Decompressor,
-    content: &[u8],
-    samples: &[u8],
+/// The rows of a picture whose data ended too early.
+struct Rows<'a> {
+    samples: &'a [u8],
+    /// Samples of a row, and of a pixel.
     pitch: usize,
-    height: usize,
-) -> Result<Option<String>, Unreadable> {
-    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
-    let whole = [content, &END_OF_IMAGE].concat();
-    let header = decompressor.read_header(&whole).map_err(|error| unreadable(&error))?;
-    let mut again = vec![0; samples.len()];
-    let (width, height_again) = (header.width, header.height);
-    let format = if pitch == width * 4 { PixelFormat::CMYK } else { PixelFormat::RGB };
-    let image = Image { pixels: again.as_mut_slice(), width, pitch, height: height_again, format };
-    if decompressor.decompress(&whole, image).is_ok() {
-        return Ok(None);
-    }
-    let by_rows = missing_rows(samples, pitch, height)?;
-    Ok(by_rows.or_else(|| Some(format!("{TRUNCATED}the data end early, so that details are missing"))))
+    channels: usize,
 }
 
-/// What is to be said of a picture whose data ended too early or is damaged, by the rows at the bottom that are not there.
-fn missing_rows(samples: &[u8], pitch: usize, height: usize) -> Result<Option<String>, Unreadable> {
-    let is_missing = |row: &&[u8]| row.iter().all(is_grey);
-    let missing = samples.chunks_exact(pitch).rev().take_while(is_missing).count();
-    match missing {
-        0 if ends_early(samples, pitch) => Ok(Some(format!("{TRUNCATED}the end of the last of {height} rows is missing"))),
-        0 => Ok(None),
-        _ if missing * 2 > height => {
-            Err(Unreadable(format!("the file is cut off: only {} of {height} rows are there", height - missing)))
+impl Rows<'_> {
+    /// What is to be said of them, by those at the bottom that are not there.
+    fn remark(&self) -> Result<Option<String>, Unreadable> {
+        const BLOCK: usize = 8;
+        let height = self.samples.len() / self.pitch;
+        let missing = self.samples.chunks_exact(self.pitch).rev().take_while(|row| row.iter().all(is_grey)).count();
+        let block = BLOCK * self.channels;
+        let ends_in_grey = self.pitch > block && self.samples.iter().rev().take(block).all(is_grey);
+        match missing {
+            0 if ends_in_grey => Ok(Some(format!("{TRUNCATED}the end of the last of {height} rows is missing"))),
+            0 => Ok(None),
+            _ if missing * 2 > height => {
+                Err(Unreadable(format!("the file is cut off: only {} of {height} rows are there", height - missing)))
+            }
+            _ => Ok(Some(format!("{TRUNCATED}the last {missing} of {height} rows are missing"))),
         }
-        _ => Ok(Some(format!("{TRUNCATED}the last {missing} of {height} rows are missing"))),
     }
-}
-
-/// Whether the last row ends in a block that is not there.
-fn ends_early(samples: &[u8], pitch: usize) -> bool {
-    const BLOCK: usize = 8;
-    let row = &samples[samples.len().saturating_sub(pitch)..];
-    row.len() > BLOCK * 3 && row[row.len() - BLOCK * 3..].iter().all(is_grey)
 }
 
 /// Whether a warning is one that the data ended too early.

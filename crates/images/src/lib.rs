@@ -20,7 +20,7 @@ pub mod transform;
 
 pub use classes::{class_level, class_names, folder_classes};
 pub use decode::{Decoded, Expected, Unreadable};
-pub use find::{FindOptions, Found, find_images};
+pub use find::{FindOptions, ImageSearch, find_images};
 pub use given::Given;
 pub use loader::{Batch, BatchLoader, LoaderOptions, Request};
 pub use passed_over::PassedOver;

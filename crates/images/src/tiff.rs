@@ -77,7 +77,7 @@ fn decode_samples(content: &[u8], has_palette: bool) -> Result<Decoded, Failure>
     let n_samples = usize::from(colour.num_samples());
     let shape = Shape { width: width as usize, height: height as usize, n_samples, bits: colour.bit_depth(), layout };
     let remark = dark_remark(&samples);
-    let bytes = if has_palette { shape.unpacked(&samples, false) } else { shape.bytes(&samples) };
+    let bytes = if has_palette { shape.unpacked(samples, false) } else { shape.bytes(samples) };
     let bytes = bytes.map_err(Failure::Unreadable)?;
     let mut rgb = Vec::with_capacity(shape.width * shape.height * 3);
     for pixel in bytes.chunks_exact(n_samples) {
@@ -116,8 +116,8 @@ struct Shape {
 
 impl Shape {
     /// One byte for each sample, `[height, width, n_samples]`.
-    fn bytes(&self, samples: &DecodingResult) -> Result<Vec<u8>, Unreadable> {
-        let bytes = match samples {
+    fn bytes(&self, samples: DecodingResult) -> Result<Vec<u8>, Unreadable> {
+        let bytes = match &samples {
             DecodingResult::U8(_) => return self.unpacked(samples, true),
             DecodingResult::U16(values) => values.iter().map(|value| ((u32::from(*value) + 128) / 257) as u8).collect(),
             DecodingResult::U32(values) => stretched(values, f64::from),
@@ -135,10 +135,10 @@ impl Shape {
 
     /// Samples of at most 8 bits, of which a byte may hold several; each row begins a new byte. `to_range` makes the largest
     /// one white, else they stay as they are.
-    fn unpacked(&self, samples: &DecodingResult, to_range: bool) -> Result<Vec<u8>, Unreadable> {
+    fn unpacked(&self, samples: DecodingResult, to_range: bool) -> Result<Vec<u8>, Unreadable> {
         let DecodingResult::U8(packed) = samples else { return Err(damaged()) };
         if self.bits == 8 {
-            return self.interleaved(packed.clone());
+            return self.interleaved(packed);
         }
         if !matches!(self.bits, 1 | 2 | 4) {
             return Err(Unreadable(format!("it is a TIFF with {} bits a sample, which is not read", self.bits)));

@@ -1,12 +1,12 @@
 //! The last committed epoch: which it is, its files once they were found to be what its manifest says, its clusters.
 
 use crate::error::ReportError;
-use deepcluster_domain::ShardId;
 use deepcluster_images::decode::{Expected, UNKNOWN};
 use deepcluster_volume::committed::CommittedEpoch;
+use deepcluster_volume::digests::known_digests;
 use deepcluster_volume::image_list::{self, ImageEntry};
-use deepcluster_volume::records::{DigestsRecord, RunRecord, read_record};
-use deepcluster_volume::{FileRecord, RunFolder, VolumeError, npy, publish};
+use deepcluster_volume::records::{RunRecord, read_record};
+use deepcluster_volume::{RunFolder, VolumeError, npy};
 
 /// The last committed epoch of a run folder.
 pub(crate) fn last_epoch(run: &RunFolder) -> Result<CommittedEpoch, ReportError> {
@@ -116,29 +116,13 @@ impl Clustered {
     }
 }
 
-/// The digests of `n` images, as far as they are known and whole: a damaged file would make others of all images.
-fn known_digests(run: &RunFolder, shard_images: usize, n: usize) -> Vec<i64> {
-    let mut digests = vec![UNKNOWN; n];
-    let Ok(record) = read_record::<DigestsRecord>(&run.digests_json()) else { return digests };
-    for (shard, rows) in (0..).zip(digests.chunks_mut(shard_images.max(1))) {
-        let path = run.digests(ShardId(shard));
-        let is_whole = |file: &FileRecord| publish::digest(&path).is_ok_and(|found| found.blake3 == file.blake3);
-        if !record.shards.get(&shard).is_some_and(is_whole) {
-            continue;
-        }
-        if let Some(found) = npy::read_i64(&path).ok().filter(|found| found.len() == rows.len()) {
-            rows.copy_from_slice(&found);
-        }
-    }
-    digests
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::made_up_run;
-    use deepcluster_domain::EpochId;
-    use deepcluster_volume::records::{VERSION, publish_record};
+    use deepcluster_domain::{EpochId, ShardId};
+    use deepcluster_volume::records::{DigestsRecord, VERSION, publish_record};
+    use deepcluster_volume::{FileRecord, publish};
 
     #[test]
     fn an_image_is_known_by_its_content_unless_the_digests_are_damaged() {

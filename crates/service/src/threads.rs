@@ -5,7 +5,6 @@
 //! it is set by environment variables that the libraries read when they are loaded, before `main`: a service therefore starts
 //! itself once more, in the same process, with those set that its user did not set.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -106,7 +105,7 @@ pub fn waiting() -> String {
     let mut words = Vec::new();
     for name in names {
         if let Some(value) = std::env::var_os(name) {
-            words.push(format!("{name}={}", OsStr::to_string_lossy(&value)));
+            words.push(format!("{name}={}", value.display()));
         }
     }
     words.join(" ")

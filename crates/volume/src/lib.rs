@@ -26,6 +26,7 @@
 
 pub mod committed;
 mod crash;
+pub mod digests;
 mod error;
 pub mod events;
 pub mod image_list;

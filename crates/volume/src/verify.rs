@@ -229,7 +229,10 @@ fn rebuild_record(folder: &RunFolder, id: &RunId, epochs_done: u32) -> Result<()
     let created = bodies().next().and_then(|first| serde_json::from_value::<Created>(first).ok());
     // A run that was changed later has another spec since.
     let spec = bodies().rev().find_map(|body| serde_json::from_value::<SpecRecord>(body["spec"].clone()).ok());
-    let created = created.map(|created| Created { spec: spec.unwrap_or(created.spec.clone()), ..created });
+    let created = created.map(|created: Created| match spec {
+        Some(spec) => Created { spec, ..created },
+        None => created,
+    });
     let Some(created) = created.filter(|created| RunSpec::try_from(created.spec.clone()).is_ok()) else { return Ok(()) };
     // A list that no event tells of may be damaged, too.
     let checksums: Vec<String> = bodies().filter_map(|body| Some(body["images_csv"].as_str()?.to_owned())).collect();

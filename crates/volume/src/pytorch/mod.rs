@@ -2,17 +2,18 @@
 //! read, nothing is executed.
 
 mod pickle;
+mod values;
 
 use crate::VolumeError;
 use crate::tensors::{Described, ElementKind};
 use half::{bf16, f16};
-use pickle::{Dict, StoredTensor, Value};
 use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use values::{Dict, StoredTensor, Value};
 use zip::{CompressionMethod, ZipArchive};
 
 /// How an archive begins.
@@ -30,13 +31,13 @@ const PLACES: [&str; 9] = ["state_dict", "model", "teacher", "student", "model_s
 /// An open file.
 pub struct PytorchFile {
     path: PathBuf,
-    tensors: BTreeMap<String, (Described, Place)>,
+    tensors: BTreeMap<String, (Described, TensorLocation)>,
     /// The names under which the tensors were found, from the outside; empty where they lie in the file itself.
     pub found_in: Vec<String>,
 }
 
 /// Where the numbers of a tensor lie.
-struct Place {
+struct TensorLocation {
     /// First byte of the storage in the file, and how many it has.
     start: u64,
     bytes: u64,
@@ -163,7 +164,7 @@ fn place_of(
     file_size: u64,
     folder: &str,
     tensor: &StoredTensor,
-) -> Result<(Dtype, Place), String> {
+) -> Result<(Dtype, TensorLocation), String> {
     let dtype = match &*tensor.storage.kind {
         "FloatStorage" => Dtype::F32,
         "HalfStorage" => Dtype::F16,
@@ -186,7 +187,7 @@ fn place_of(
     if entry.size() != entry.compressed_size() || start.checked_add(entry.size()).is_none_or(|end| end > file_size) {
         return Err("is cut off".to_owned());
     }
-    let place = Place { start, bytes: entry.size(), offset: tensor.offset, stride: tensor.stride.clone() };
+    let place = TensorLocation { start, bytes: entry.size(), offset: tensor.offset, stride: tensor.stride.clone() };
     let mut last = Some(tensor.offset);
     for (n, stride) in tensor.shape.iter().zip(&tensor.stride) {
         if *n == 0 {
