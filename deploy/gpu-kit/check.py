@@ -1,6 +1,7 @@
 """The steps of check.sh: each has its own time limit, and one that fails keeps none of the others from running."""
 
 import array
+import importlib.util
 import json
 import os
 import pathlib
@@ -239,7 +240,10 @@ def rates(limit):
             for name, rate in json.loads(text.splitlines()[-1]).items():
                 row(f"{arch}, {name}, images a second", rate if isinstance(rate, str) else round(rate))
         except Exception as error:
-            row(f"{arch}: the PyTorch program", "left out", str(error).strip().splitlines()[-1][-200:])
+            why = str(error).strip().splitlines()[-1][-200:]
+            row(f"{arch}: the PyTorch program", "left out", why)
+            if importlib.util.find_spec("torch"):
+                failed.append(f"{arch}, the PyTorch program: {why}")
     if failed:
         raise RuntimeError("; ".join(failed))
 

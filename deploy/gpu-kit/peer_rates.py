@@ -3,6 +3,7 @@
     peer_rates.py IMAGES ARCH SIZE BATCH DEVICE     prints one JSON object: images a second
 """
 
+import importlib.machinery
 import importlib.util
 import json
 import pathlib
@@ -14,11 +15,13 @@ import torch
 import torch.nn.functional as F
 
 images, arch, size, batch, device = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), torch.device(sys.argv[5])
-for name in ("faiss", "sklearn", "sklearn.metrics"):
-    # Clustering is not measured here, and need not be installed.
-    if importlib.util.find_spec(name.split(".")[0]) is None:
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].normalized_mutual_info_score = None
+# Clustering is not measured here, and need not be installed.
+for package, modules in {"faiss": ["faiss"], "sklearn": ["sklearn", "sklearn.metrics"]}.items():
+    if importlib.util.find_spec(package) is None:
+        for name in modules:
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+            sys.modules[name].normalized_mutual_info_score = None
 from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms as T
 
